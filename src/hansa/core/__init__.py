@@ -1,0 +1,1 @@
+"""The words of Hansa: ids, events, commands, errors. Pure; knows nobody."""

@@ -1,0 +1,221 @@
+"""Events: all that can happen to a run. The journal is a list of these.
+
+`at` is in seconds since the run began, on the server's clock, and never decreases.
+Durations at a facility (`queue_wait`, `train_s`, ...) are differences of that
+facility's own clock or of its scheduler's records; two hosts' clocks are never
+subtracted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from hansa.core.commands import Term
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunStarted:
+    """The run exists. `started` is the server's unix time, for people."""
+
+    at: float
+    run: str
+    plan: str
+    seed: int
+    facilities: tuple[str, ...]
+    started: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResumed:
+    """A coordinator took up the journal again."""
+
+    at: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FacilityReady:
+    """A facility that was lost answers again."""
+
+    at: float
+    facility: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FacilityLost:
+    """A facility has not answered, or not worked, for longer than patience allows."""
+
+    at: float
+    facility: str
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelStaged:
+    """A version now lies in a facility's mailbox."""
+
+    at: float
+    facility: str
+    version: int
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobQueued:
+    """The facility's scheduler accepted a job. `newest` was the newest version then."""
+
+    at: float
+    facility: str
+    assignment: str
+    number: int
+    job: str
+    newest: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobStarted:
+    """A job runs and has bound a version; `queue_wait` seconds by its scheduler."""
+
+    at: float
+    facility: str
+    assignment: str
+    number: int
+    job: str
+    base: int
+    queue_wait: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobEnded:
+    """A job left the scheduler. `run_s` and `node_hours` by the scheduler's records."""
+
+    at: float
+    facility: str
+    assignment: str
+    number: int
+    job: str
+    state: str
+    reason: str
+    queue_wait: float
+    run_s: float
+    node_hours: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpdateArrived:
+    """A verified update lies in the store.
+
+    Attributes:
+        base: The version that the facility trained from.
+        steps: Optimizer steps done (fewer than ordered when `partial`).
+        samples: Training samples seen.
+        bytes: Size of the files that travelled.
+        metrics: Numbers by name: `train_loss`, `eval_loss` of the local model, ...
+        losses: The local model's test loss by task.
+        timings: Seconds by name: `train_s`, `startup_s`, `transfer_s`, ...
+    """
+
+    at: float
+    facility: str
+    assignment: str
+    base: int
+    steps: int
+    samples: int
+    partial: bool
+    bytes: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    losses: Mapping[str, float] = field(default_factory=dict)
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AssignmentFailed:
+    """An assignment is over without a result, after all of the lane's own retries."""
+
+    at: float
+    facility: str
+    assignment: str
+    code: str
+    reason: str
+    transient: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VersionPublished:
+    """A new global version is on disk; `terms` say exactly what it was made of."""
+
+    at: float
+    version: int
+    sha256: str
+    bytes: int
+    seconds: float
+    terms: tuple[Term, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationReported:
+    """A version's test loss: the mean over tasks, and by task."""
+
+    at: float
+    facility: str
+    assignment: str
+    version: int
+    loss: float
+    losses: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimerFired:
+    """A timer set by `SetTimer` ran out."""
+
+    at: float
+    timer: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BudgetReached:
+    """A stop condition of the plan holds; derived by the core, never journaled."""
+
+    at: float
+    budget: str
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OperatorAsked:
+    """A person asked for something: `stop` or `cancel`."""
+
+    at: float
+    request: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFinished:
+    """The run is over: `done`, `partial` (not all facilities) or `failed`."""
+
+    at: float
+    outcome: str
+    reason: str
+
+
+Event = (
+    RunStarted
+    | RunResumed
+    | FacilityReady
+    | FacilityLost
+    | ModelStaged
+    | JobQueued
+    | JobStarted
+    | JobEnded
+    | UpdateArrived
+    | AssignmentFailed
+    | VersionPublished
+    | EvaluationReported
+    | TimerFired
+    | BudgetReached
+    | OperatorAsked
+    | RunFinished
+)
