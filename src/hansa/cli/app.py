@@ -1,0 +1,54 @@
+"""The `hansa` command: puts the verbs together and turns errors into exit codes."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import typer
+
+import hansa
+from hansa.cli import inspect, plan, run, site, start
+from hansa.cli.output import show_error
+from hansa.core.errors import HansaError
+
+app = typer.Typer(
+    name="hansa",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help="Train one model across many supercomputers; every facility stays sovereign.",
+)
+for group in (start, plan, run, inspect, site):
+    group.register(app)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"hansa {hansa.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show the version."
+    ),
+    verbose: int = typer.Option(
+        0, "--verbose", "-v", count=True, help="Say more; twice for every detail."
+    ),
+) -> None:
+    level = (logging.ERROR, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logging.basicConfig(
+        level=level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
+    )
+
+
+def main() -> None:
+    """Run the command line; the entry point of `hansa`."""
+    try:
+        app(prog_name="hansa")
+    except HansaError as error:
+        sys.exit(show_error(error, as_json="--json" in sys.argv))
+    except KeyboardInterrupt:
+        sys.exit(130)

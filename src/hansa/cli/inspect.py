@@ -1,0 +1,180 @@
+"""`hansa status`, `watch`, `report`, `replay`: looking at a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from hansa.cli.output import say, show_json, show_table
+from hansa.cli.run import RUNS
+
+if TYPE_CHECKING:
+    from hansa.coordinator.folder import RunFolder
+    from hansa.report.model import RunSummary
+
+RUN = typer.Argument(help="Id or directory of the run.")
+JSON = typer.Option(False, "--json", help="Print JSON.")
+FOLDER = typer.Option(RUNS, help="Folder of all runs.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's verbs."""
+    app.command()(status)
+    app.command()(watch)
+    app.command()(report)
+    app.command()(replay)
+
+
+def status(run: str = RUN, runs: Path = FOLDER, json_: bool = JSON) -> None:
+    """Show how a run stands, from its journal; works while it runs, too."""
+    from hansa.coordinator.folder import RunFolder
+    from hansa.report.tables import facilities_table, versions_table
+
+    folder = RunFolder.existing(run, runs)
+    summary, live = summary_of(folder), _live(folder)
+    if json_:
+        show_json({**summary.to_json(), "running": bool(live), "live": live})
+        return
+    who = (
+        f"runs in process {live['pid']} on {live['host']}" if live else "is not running"
+    )
+    print(f"{folder.run} {who}; outcome: {summary.outcome or 'open'}")
+    for name, view in (live.get("facilities") or {}).items():
+        print(f"  {name:14} {_view_line(view)}")
+    show_table(versions_table(summary))
+    show_table(facilities_table(summary))
+
+
+def watch(run: str = RUN, runs: Path = FOLDER) -> None:
+    """Follow a run line by line until it is over; Ctrl-C only ends the watching."""
+    import time
+
+    from hansa.cli.display import sentence
+    from hansa.coordinator.folder import RunFolder
+    from hansa.core.events import RunFinished
+
+    folder, seen = RunFolder.existing(run, runs), 0
+    while True:
+        for record in folder.records():
+            if record.seq > seen:
+                seen = record.seq
+                if words := sentence(record.event):
+                    print(f"[{record.event.at:8.1f}s] {words}", flush=True)
+                if isinstance(record.event, RunFinished):
+                    return
+        if not _live(folder):
+            say(
+                f"{folder.run} is not running; `hansa run --resume {run}` continues it."
+            )
+            return
+        time.sleep(0.5)
+
+
+def report(run: str = RUN, runs: Path = FOLDER, json_: bool = JSON) -> None:
+    """Write the report: one HTML file, pictures, and the figures as JSON."""
+    from hansa.coordinator.folder import RunFolder
+
+    folder = RunFolder.existing(run, runs)
+    summary = summary_of(folder)
+    paths = write(folder, summary)
+    if json_:
+        show_json(summary.to_json())
+        return
+    for path in paths:
+        print(path)
+
+
+def replay(run: str = RUN, runs: Path = FOLDER, json_: bool = JSON) -> None:
+    """Rebuild the run's state from its journal and compare it with what is on disk."""
+    from hansa.coordinator.folder import RunFolder
+    from hansa.coordinator.replay import replay as rebuild
+    from hansa.coordinator.setup import make_coordinator
+    from hansa.core.errors import IntegrityError
+    from hansa.store.versions import Store
+
+    folder = RunFolder.existing(run, runs)
+    spec = folder.spec()
+    core = make_coordinator(spec)
+    count = rebuild(folder.records(), core)
+    state = core.snapshot()
+    checked = core.newest >= 0
+    if checked:
+        manifest = Store(folder.path, spec.model.dtype).verify_version(core.newest)
+        if manifest.sha256 != state["model_sha256"]:
+            raise IntegrityError(
+                f"Version {core.newest} on disk has sha256 {manifest.sha256}; the "
+                f"journal published {state['model_sha256']}.",
+                hint="The version was replaced after it was made.",
+            )
+    if json_:
+        show_json({"events": count, "same": True, "state": state})
+        return
+    print(f"{count} events replayed; every decision is the same as in the run.")
+    print(f"State digest {core.digest or 'none'}, outcome {core.outcome or 'open'}.")
+    if checked:
+        print(f"Version {core.newest} on disk is the one published, byte for byte.")
+
+
+def summary_of(folder: RunFolder) -> RunSummary:
+    """Return the figures of a run, folded from its journal."""
+    from hansa.report import ReportContext, summarise
+
+    spec = folder.spec()
+    context = ReportContext(
+        strategy=spec.strategy.name,
+        model=f"{spec.model.trainer} {spec.model.source}",
+        task=spec.task.name,
+    )
+    return summarise((record.event for record in folder.records()), context)
+
+
+def write(folder: RunFolder, summary: RunSummary) -> list[Path]:
+    """Write the report's files and return their paths."""
+    from hansa.report import write_report
+
+    events = [record.event for record in folder.records()]
+    lock = folder.lock.read_text(encoding="utf-8")
+    return write_report(summary, events, lock, folder.report)
+
+
+def conclusion(folder: RunFolder, *, quiet: bool) -> None:
+    """Print the tables of a finished run and write its report."""
+    from hansa.core.errors import PluginError
+    from hansa.report.tables import facilities_table, versions_table
+
+    summary = summary_of(folder)
+    if not quiet:
+        show_table(versions_table(summary))
+        show_table(facilities_table(summary))
+    try:
+        paths = write(folder, summary)
+    except PluginError as error:
+        say(f"No report was written: {error.message} {error.hint or ''}")
+        return
+    if not quiet:
+        print(f"{folder.run}: {summary.outcome}. Report: {paths[0]}")
+
+
+def _live(folder: RunFolder) -> dict[str, Any]:
+    """Return the live view if the coordinator is alive; empty otherwise."""
+    import time
+
+    from hansa.journal import holder
+
+    who = holder(folder.lease)
+    if who is None or not who.is_alive(time.time()):
+        return {}
+    return {"pid": who.pid, "host": who.host, **folder.live_view()}
+
+
+def _view_line(view: dict[str, Any]) -> str:
+    text = str(view.get("state", ""))
+    if view.get("steps"):
+        text += f" {view['step']}/{view['steps']}"
+    if view.get("version") is not None:
+        newest = view.get("newest_at_submit")
+        text += f", bound version {view['version']}"
+        text += "" if newest is None else f" (newest when submitted: {newest})"
+    return text + (f" — {view['detail']}" if view.get("detail") else "")

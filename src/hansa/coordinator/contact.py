@@ -1,0 +1,97 @@
+"""Talking to one facility with patience."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from hansa.core.errors import GatewayError, HansaError
+from hansa.core.retry import RetryPolicy
+from hansa.gateway.base import Gateway
+from hansa.site import rpc
+
+log = logging.getLogger(__name__)
+
+CALL_TIMEOUT_S = 60.0
+
+
+class FacilityGone(GatewayError):
+    """The facility has been silent for longer than the plan's patience."""
+
+
+class Contact:
+    """Site RPCs with retries; faults of the line are mended here or end in a loss.
+
+    Args:
+        facility: Its name, for messages.
+        gateway: The control plane to it.
+        patience: Seconds without an answer after which it counts as lost.
+        retry: Waits between tries.
+        timeout: Seconds that one call may take.
+    """
+
+    def __init__(
+        self,
+        facility: str,
+        gateway: Gateway,
+        *,
+        patience: float,
+        retry: RetryPolicy | None = None,
+        timeout: float = CALL_TIMEOUT_S,
+    ) -> None:
+        self._facility = facility
+        self._gateway = gateway
+        self._patience = patience
+        self._retry = retry or RetryPolicy(first=0.5, longest=60.0)
+        self._timeout = min(timeout, max(patience, 1.0))
+
+    async def call(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Send a request of `hansa.site.rpc` until it is answered; return the data.
+
+        Raises:
+            FacilityGone: No answer for as long as patience allows.
+            HansaError: The agent answered with an error.
+        """
+        loop = asyncio.get_running_loop()
+        since, tries = loop.time(), 0
+        while True:
+            try:
+                return await self.call_once(request)
+            except GatewayError as error:
+                tries += 1
+                wait = self._retry.delay(tries, self._facility)
+                silent = loop.time() - since
+                if not error.transient or silent + wait > self._patience:
+                    raise self._gone(error) from error
+                log.warning("%s: %s; trying again", self._facility, error)
+            await asyncio.sleep(wait)
+
+    async def call_once(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Send a request once; every fault is raised as it is."""
+        return await self._gateway.call(request, self._timeout)
+
+    async def back_again(self, every: float = 5.0, longest: float = 60.0) -> None:
+        """Return when the facility answers a probe again."""
+        wait = every
+        while True:
+            try:
+                await self.call_once(rpc.probe())
+            except HansaError as error:
+                log.info("%s is still away: %s", self._facility, error)
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, longest)
+            else:
+                return
+
+    async def close(self) -> None:
+        """Close the gateway."""
+        await self._gateway.close()
+
+    def _gone(self, error: GatewayError) -> FacilityGone:
+        return FacilityGone(
+            f"{self._facility} can't be reached: {error.message}",
+            hint=error.hint,
+            transient=False,
+        )

@@ -1,0 +1,481 @@
+"""The pure core of a run: bookkeeping, evaluation and ending around a strategy.
+
+`Coordinator.handle(event)` is the only way in. It has no clock and does no I/O; what
+it returns must be carried out by a runtime, whose results come back as events.
+The core remembers what is still to be done (`pending`), so after a crash a journal
+replayed through a fresh core tells exactly which commands to issue again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from typing import Any
+
+from hansa.core.codec import to_json
+from hansa.core.commands import (
+    Aggregate,
+    Assign,
+    ClearTimer,
+    Command,
+    Evaluate,
+    Finish,
+    SetTimer,
+    Withdraw,
+    WorkOrder,
+)
+from hansa.core.events import (
+    AssignmentFailed,
+    BudgetReached,
+    EvaluationReported,
+    Event,
+    FacilityLost,
+    FacilityReady,
+    JobEnded,
+    JobQueued,
+    JobStarted,
+    RunFinished,
+    RunStarted,
+    TimerFired,
+    UpdateArrived,
+    VersionPublished,
+)
+from hansa.core.ids import assignment_id
+from hansa.strategy.base import Strategy
+
+WALL_CLOCK = "budget-wall-clock"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stop:
+    """When a run is over; the first condition that holds ends it."""
+
+    rounds: int | None = None
+    wall_clock: float | None = None
+    node_hours: float | None = None
+    target_metric: str = "eval_loss"
+    target_below: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What the core needs of a federation.
+
+    Attributes:
+        facilities: Names, in the order of the file.
+        stop: When the run is over.
+        evaluators: Facilities that may evaluate versions, in order of preference.
+        evaluate_every: Every how many versions; the first and last always are.
+    """
+
+    facilities: tuple[str, ...]
+    stop: Stop
+    evaluators: tuple[str, ...]
+    evaluate_every: int = 1
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far an assignment has come, as far as the journal knows."""
+
+    facility: str
+    order: WorkOrder
+    number: int = 0
+    job: str = ""
+    base: int | None = None
+    ended: bool = False
+    closed: str = ""
+
+
+@dataclass(slots=True)
+class _State:
+    """Everything the core remembers beside the strategy's own state."""
+
+    at: float = 0.0
+    began: float | None = None
+    newest: int = -1
+    sha256: str = ""
+    node_hours: float = 0.0
+    stopping: str = ""
+    finish: Finish | None = None
+    outcome: str = ""
+    reason: str = ""
+    lost: dict[str, str] = field(default_factory=dict)
+    failing: dict[str, str] = field(default_factory=dict)
+    applied: dict[str, int] = field(default_factory=dict)
+    work: dict[str, Progress] = field(default_factory=dict)
+    timers: dict[str, float] = field(default_factory=dict)
+    aggregates: dict[int, Aggregate] = field(default_factory=dict)
+    losses: dict[int, float] = field(default_factory=dict)
+
+
+class Coordinator:
+    """Events in, commands out; see the module's text.
+
+    Args:
+        plan: The federation, reduced to what decides.
+        strategy: A fresh strategy; the core owns it from now on.
+    """
+
+    def __init__(self, plan: Plan, strategy: Strategy) -> None:
+        self.plan = plan
+        self.strategy = strategy
+        self.digest = ""
+        self._state = _State()
+
+    # What others may ask.
+
+    @property
+    def newest(self) -> int:
+        """Number of the newest published version; -1 before the first."""
+        return self._state.newest
+
+    @property
+    def outcome(self) -> str:
+        """How the run ended: `done`, `partial`, `failed`; empty while it goes on."""
+        return self._state.outcome
+
+    @property
+    def reason(self) -> str:
+        """Why the run ended, as a sentence."""
+        return self._state.reason
+
+    @property
+    def at(self) -> float:
+        """Time of the last event, in seconds since the run began."""
+        return self._state.at
+
+    def progress(self, assignment: str) -> Progress | None:
+        """Return how far an assignment has come; None if it was never given."""
+        return self._state.work.get(assignment)
+
+    @property
+    def began(self) -> float | None:
+        """Unix time of the run's start, by the server; None before it."""
+        return self._state.began
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """Facilities that are lost at present."""
+        return tuple(self._state.lost)
+
+    def needed_versions(self) -> set[int]:
+        """Return the versions that open work still refers to."""
+        needed = {self.newest}
+        for work in self._open_work():
+            needed |= {v for v in (work.base, work.order.version) if v is not None}
+        for aggregate in self._state.aggregates.values():
+            needed |= {
+                int(term.ref.removeprefix("version/"))
+                for term in aggregate.terms
+                if term.ref.startswith("version/")
+            }
+        return needed
+
+    def pending(self) -> list[Command]:
+        """Return the commands whose effects have not been seen, in a fixed order."""
+        state = self._state
+        if state.outcome:
+            return []
+        if state.finish:
+            return [state.finish]
+        commands: list[Command] = list(state.aggregates.values())
+        for work in self._open_work():
+            kind = Assign if work.order.kind == "train" else Evaluate
+            commands.append(kind(facility=work.facility, order=work.order))
+        for timer, due in state.timers.items():
+            commands.append(SetTimer(timer=timer, after=max(0.0, due - state.at)))
+        return commands + self._unfinished_withdrawals()
+
+    def _unfinished_withdrawals(self) -> list[Command]:
+        return [
+            Withdraw(
+                facility=work.facility,
+                assignment=work.order.assignment,
+                reason="it was withdrawn before the coordinator stopped",
+            )
+            for work in self._state.work.values()
+            if work.closed == "withdrawn" and work.number and not work.ended
+        ]
+
+    def snapshot(self) -> Mapping[str, Any]:
+        """Return the whole state as JSON data; equal states give equal snapshots."""
+        state = self._state
+        return {
+            "at": state.at,
+            "version": state.newest,
+            "model_sha256": state.sha256,
+            "outcome": state.outcome,
+            "reason": state.reason,
+            "node_hours": state.node_hours,
+            "lost": dict(sorted(state.lost.items())),
+            "failing": dict(sorted(state.failing.items())),
+            "applied": dict(sorted(state.applied.items())),
+            "open": sorted(work.order.assignment for work in self._open_work()),
+            "losses": {str(v): loss for v, loss in sorted(state.losses.items())},
+            "strategy": dict(self.strategy.describe()),
+            "digest": self.digest,
+        }
+
+    # The one way in.
+
+    def handle(self, event: Event) -> list[Command]:
+        """Take an event in and return what is to be done because of it.
+
+        Raises:
+            StrategyError: The strategy can't have this event in its state.
+        """
+        fresh = self._absorb(event)
+        if not fresh or self._state.finish or self._state.outcome:
+            return []
+        commands = self._own_commands(event)
+        budget = self._budget(event)
+        if budget:
+            self._state.stopping = budget.detail
+            commands += self.strategy.handle(budget)
+        if not self._about_evaluation(event):
+            commands += self.strategy.handle(event)
+        self._register(commands)
+        commands += self._register(self._evaluations(event))
+        commands += self._register(self._ending())
+        self._extend_digest(commands)
+        return commands
+
+    # Bookkeeping.
+
+    def _open_work(self) -> list[Progress]:
+        return [work for work in self._state.work.values() if not work.closed]
+
+    def _absorb(self, event: Event) -> bool:
+        """Note the event; False if it is a duplicate or of no consequence any more."""
+        state = self._state
+        state.at = max(state.at, event.at)
+        match event:
+            case RunStarted():
+                state.began = event.started
+                return True
+            case VersionPublished():
+                return self._absorb_version(event)
+            case FacilityLost():
+                return self._absorb_loss(event)
+            case FacilityReady():
+                return state.lost.pop(event.facility, None) is not None
+            case JobQueued() | JobStarted() | JobEnded():
+                self._absorb_job(event)
+                return True
+            case UpdateArrived() | AssignmentFailed() | EvaluationReported():
+                return self._absorb_result(event)
+            case TimerFired():
+                return state.timers.pop(event.timer, None) is not None
+            case RunFinished():
+                state.outcome, state.reason = event.outcome, event.reason
+                return False
+            case _:
+                return True
+
+    def _absorb_version(self, event: VersionPublished) -> bool:
+        state = self._state
+        if event.version <= state.newest:
+            return False
+        state.newest, state.sha256 = event.version, event.sha256
+        state.aggregates.pop(event.version, None)
+        for term in event.terms:
+            work = state.work.get(term.ref.removeprefix("update/"))
+            if work is not None:
+                state.applied[work.facility] = state.applied.get(work.facility, 0) + 1
+        return True
+
+    def _absorb_loss(self, event: FacilityLost) -> bool:
+        if event.facility in self._state.lost:
+            return False
+        self._state.lost[event.facility] = event.reason
+        for work in self._open_work():
+            if work.facility == event.facility:
+                work.closed = "lost"
+        return True
+
+    def _absorb_job(self, event: JobQueued | JobStarted | JobEnded) -> None:
+        work = self._state.work.get(event.assignment)
+        if work is None:
+            return
+        if event.number > work.number:
+            work.number, work.base, work.ended = event.number, None, False
+        work.job = event.job
+        if isinstance(event, JobStarted):
+            work.base = event.base
+        elif isinstance(event, JobEnded) and not work.ended:
+            work.ended = True
+            self._state.node_hours += event.node_hours
+
+    def _absorb_result(
+        self, event: UpdateArrived | AssignmentFailed | EvaluationReported
+    ) -> bool:
+        state = self._state
+        work = state.work.get(event.assignment)
+        if work is None or work.closed in {"done", "failed"}:
+            return False
+        late = bool(work.closed)
+        failed = isinstance(event, AssignmentFailed)
+        work.closed = "failed" if failed else "done"
+        if isinstance(event, EvaluationReported):
+            state.losses[event.version] = event.loss
+        if work.order.kind == "train" and not late:
+            state.failing.pop(event.facility, None)
+            if isinstance(event, AssignmentFailed):
+                state.failing[event.facility] = event.reason
+        return not (failed and late)
+
+    def _about_evaluation(self, event: Event) -> bool:
+        """Tell whether the core deals with the event alone."""
+        if isinstance(event, EvaluationReported):
+            return True
+        if not isinstance(event, UpdateArrived | AssignmentFailed):
+            return False
+        work = self._state.work.get(event.assignment)
+        return work is not None and work.order.kind == "evaluate"
+
+    def _register(self, commands: list[Command]) -> list[Command]:
+        """Note what will have to be seen done, and return the commands."""
+        state = self._state
+        for command in commands:
+            match command:
+                case Assign() | Evaluate():
+                    order = command.order
+                    state.work.setdefault(
+                        order.assignment, Progress(command.facility, order)
+                    )
+                case Withdraw():
+                    work = state.work.get(command.assignment)
+                    if work is not None and not work.closed:
+                        work.closed = "withdrawn"
+                case Aggregate():
+                    state.aggregates[command.version] = command
+                case SetTimer():
+                    state.timers[command.timer] = state.at + command.after
+                case ClearTimer():
+                    state.timers.pop(command.timer, None)
+                case Finish():
+                    state.finish = command
+        return commands
+
+    def _extend_digest(self, commands: list[Command]) -> None:
+        if commands:
+            text = json.dumps([to_json(command) for command in commands])
+            self.digest = sha256((self.digest + text).encode()).hexdigest()[:16]
+
+    # Budgets, evaluation, ending.
+
+    def _own_commands(self, event: Event) -> list[Command]:
+        limit = self.plan.stop.wall_clock
+        if isinstance(event, RunStarted) and limit is not None:
+            timer = SetTimer(timer=WALL_CLOCK, after=limit)
+            self._register([timer])
+            return [timer]
+        return []
+
+    def _budget(self, event: Event) -> BudgetReached | None:
+        if self._state.stopping:
+            return None
+        found = self._spent(event)
+        if found is None:
+            return None
+        return BudgetReached(at=event.at, budget=found[0], detail=found[1])
+
+    def _spent(self, event: Event) -> tuple[str, str] | None:
+        stop, state = self.plan.stop, self._state
+        match event:
+            case VersionPublished() if stop.rounds is not None:
+                if event.version >= stop.rounds:
+                    return "rounds", f"{event.version} rounds are done."
+            case TimerFired(timer=timer) if timer == WALL_CLOCK:
+                return "wall_clock", f"{stop.wall_clock:.0f} s of wall clock are over."
+            case JobEnded() if stop.node_hours is not None:
+                if state.node_hours >= stop.node_hours:
+                    return "node_hours", f"{state.node_hours:.2f} node-hours are spent."
+            case EvaluationReported():
+                return self._target_met(event)
+            case _:
+                pass
+        return None
+
+    def _target_met(self, event: EvaluationReported) -> tuple[str, str] | None:
+        name, below = self.plan.stop.target_metric, self.plan.stop.target_below
+        value = event.loss if name == "eval_loss" else event.metrics.get(name)
+        if below is None or value is None or not value < below:
+            return None
+        return "target", f"{name} {value:.4g} is below {below:.4g}."
+
+    def _evaluations(self, event: Event) -> list[Command]:
+        match event:
+            case VersionPublished(version=version):
+                last = bool(self._state.stopping)
+                if last or version % self.plan.evaluate_every == 0:
+                    return self._evaluate(version, attempt=1)
+            case AssignmentFailed():
+                work = self._state.work.get(event.assignment)
+                if work is not None and work.order.kind == "evaluate":
+                    return self._evaluate_elsewhere(work)
+            case FacilityLost():
+                return [
+                    command
+                    for work in list(self._state.work.values())
+                    if work.facility == event.facility and self._cut_off(work)
+                    for command in self._evaluate_elsewhere(work)
+                ]
+            case _:
+                pass
+        return []
+
+    def _cut_off(self, work: Progress) -> bool:
+        return work.order.kind == "evaluate" and work.closed == "lost"
+
+    def _evaluate(self, version: int, attempt: int) -> list[Command]:
+        able = [name for name in self.plan.evaluators if name not in self._state.lost]
+        if not able or attempt > len(self.plan.evaluators):
+            return []
+        facility = able[(attempt - 1) % len(able)]
+        name = assignment_id("evaluate", version, facility, attempt)
+        order = WorkOrder(
+            assignment=name, kind="evaluate", round=version, version=version
+        )
+        return [Evaluate(facility=facility, order=order)]
+
+    def _evaluate_elsewhere(self, work: Progress) -> list[Command]:
+        version = work.order.version
+        if version is None or version in self._state.losses:
+            return []
+        work.closed = "failed"
+        return self._evaluate(version, attempt=_attempt(work.order.assignment) + 1)
+
+    def _ending(self) -> list[Command]:
+        """Wind the run down once a budget is reached or the strategy gives up."""
+        state = self._state
+        if not state.stopping and not state.finish:
+            return []
+        commands: list[Command] = [
+            Withdraw(
+                facility=work.facility,
+                assignment=work.order.assignment,
+                reason="the run ends",
+            )
+            for work in self._open_work()
+            if work.order.kind == "train" or state.finish
+        ]
+        if not (state.finish or state.aggregates or self._evaluating()):
+            outcome = "partial" if state.lost or state.failing else "done"
+            commands.append(Finish(outcome=outcome, reason=state.stopping))
+        return commands
+
+    def _evaluating(self) -> bool:
+        return any(work.order.kind == "evaluate" for work in self._open_work())
+
+
+def _attempt(assignment: str) -> int:
+    return int(assignment.rsplit("-", 1)[1])
+
+
+def at_time(event: Event, at: float) -> Event:
+    """Return the event stamped with a time in seconds since the run began."""
+    return replace(event, at=at)

@@ -1,0 +1,415 @@
+"""A lane: one facility's pipeline, from an order to an update or a failure.
+
+``stage -> submit -> watch -> collect``. Every step may be repeated without harm: a
+version that is there is not sent again, a job that exists is found by its name, an
+update that was pulled is verified where it lies. So after a crash a lane simply
+carries out the same order again, told by the journal how far it had come.
+
+Faults of the line are mended by `Contact`, faults of a job by a new job that resumes
+from the worker's checkpoint. What can't be mended becomes `AssignmentFailed` or
+`FacilityLost`; a lane never ends a run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from hansa.coordinator.contact import Contact, FacilityGone
+from hansa.coordinator.core import Progress
+from hansa.coordinator.delivery import Delivery
+from hansa.coordinator.job import Job, how_it_ended, waited
+from hansa.coordinator.poller import JobReport, Pace, Poller
+from hansa.coordinator.view import FacilityView
+from hansa.core.commands import WorkOrder
+from hansa.core.errors import FacilityError, HansaError, StorageFull, WorkerError
+from hansa.core.errors import from_json as error_from_json
+from hansa.core.events import (
+    AssignmentFailed,
+    Event,
+    FacilityLost,
+    FacilityReady,
+)
+from hansa.core.retry import RetryPolicy
+from hansa.scheduler.base import JobState, JobStatus
+from hansa.site import rpc
+
+log = logging.getLogger(__name__)
+
+MISSES_ALLOWED = 5
+"""Polls in which the scheduler may not know a job before it counts as vanished."""
+
+FAREWELL_S = 15.0
+"""Seconds that a cancelled job gets to end, so that its node-hours are known."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaneSettings:
+    """What a lane needs to know of its facility.
+
+    Attributes:
+        run: Id of the run.
+        facility: Name of the facility.
+        order: Turns a strategy's order into what the site agent is sent.
+        job: `nodes`, `time` (seconds), `queue`, `account` of every batch job.
+        retries: Batch jobs that one assignment may use.
+        patience: Seconds of silence after which the facility counts as lost.
+        retry: Waits between tries of a submission, a transfer or a job.
+        pace: How often to poll.
+    """
+
+    run: str
+    facility: str
+    order: Callable[[WorkOrder], dict[str, Any]]
+    job: dict[str, Any]
+    retries: int = 3
+    patience: float = 3600.0
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    pace: Pace = field(default_factory=Pace)
+
+
+class Lane:
+    """One facility's pipeline; see the module's text.
+
+    Args:
+        settings: The facility, as the plan has it.
+        contact: The line to its site agent.
+        delivery: Moves versions there and updates back.
+        emit: Takes events; the runtime stamps and journals them.
+        fail: Takes an error that only the server's owner can mend (a full disk).
+    """
+
+    def __init__(
+        self,
+        settings: LaneSettings,
+        contact: Contact,
+        delivery: Delivery,
+        *,
+        emit: Callable[[Event], None],
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        self.view = FacilityView(settings.facility)
+        self._settings = settings
+        self._contact = contact
+        self._delivery = delivery
+        self._emit = emit
+        self._fail = fail
+        self._poller = Poller(
+            contact,
+            settings.run,
+            self._lose,
+            pace=settings.pace,
+            patience=settings.patience,
+        )
+        self._work: dict[str, asyncio.Task[None]] = {}
+        self._orders: dict[str, Job] = {}
+        self._chores: set[asyncio.Task[None]] = set()
+        self._lost = False
+
+    # What the runtime asks for.
+
+    def assign(self, order: WorkOrder, progress: Progress | None = None) -> None:
+        """Begin (or, told the `progress`, take up again) an order."""
+        if order.assignment in self._work:
+            return
+        job = Job.resumed(order, progress)
+        self._orders[order.assignment] = job
+        task = asyncio.create_task(self._carry_out(job), name=order.assignment)
+        self._work[order.assignment] = task
+        task.add_done_callback(lambda done: self._over(order.assignment, done))
+
+    def withdraw(self, assignment: str, progress: Progress | None = None) -> None:
+        """Give an order up and cancel its job; harmless if it is over."""
+        task, job = self._work.get(assignment), self._orders.get(assignment)
+        if task is not None:
+            task.cancel()
+        if job is None and progress is not None:
+            job = Job.resumed(progress.order, progress)
+        if job is not None:
+            self._chore(self._see_off(job))
+
+    def version_published(self) -> None:
+        """Send the newest version ahead if a job that waits could still bind it."""
+        waiting = any(
+            job.order.kind == "train" and job.base is None
+            for job in self._orders.values()
+        )
+        if waiting and not self._lost:
+            self._chore(self._send_ahead())
+
+    def stay_lost(self) -> None:
+        """Take up, after a restart, the waiting for a facility that was lost."""
+        self._lost = True
+        self._show("lost")
+        self._chore(self._regain([]))
+
+    async def settle(self, seconds: float) -> None:
+        """Wait for cancelled jobs to end, at most this long."""
+        if self._chores:
+            await asyncio.wait(self._chores, timeout=seconds)
+
+    async def close(self, *, cancel_jobs: bool = False) -> None:
+        """End all tasks; jobs at the facility go on unless `cancel_jobs`."""
+        if cancel_jobs:
+            for assignment in list(self._work):
+                self.withdraw(assignment)
+            await self.settle(FAREWELL_S)
+        tasks = [*self._work.values(), *self._chores]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._poller.close()
+        await self._contact.close()
+        await self._delivery.close()
+
+    # The pipeline.
+
+    async def _carry_out(self, job: Job) -> None:
+        while True:
+            try:
+                await self._one_job(job)
+            except HansaError as error:
+                if self._lost:
+                    return
+                if isinstance(error, StorageFull):
+                    self._fail(error)
+                    return
+                again = error.transient and job.number < self._settings.retries
+                log.warning("%s: %s", job.key, error)
+                self._show("retrying" if again else "failed", error.message)
+                if not again:
+                    self._emit(self._failure(job, error))
+                    return
+                await asyncio.sleep(self._settings.retry.delay(job.number, job.key))
+                job.next_number()
+            else:
+                self._show("idle")
+                return
+
+    async def _one_job(self, job: Job) -> None:
+        """Carry one batch job through; returns when its result was delivered."""
+        self._show("staging")
+        await self._retried(job, lambda: self._stage(job))
+        self._show("submitting")
+        await self._retried(job, lambda: self._submit(job))
+        self._show("queued")
+        report = await self._watch(job)
+        if report.update is None:
+            raise await self._why(job, report)
+        self._show("collecting")
+        await self._retried(job, lambda: self._collect(job, report))
+
+    async def _retried(
+        self, job: Job, step: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Repeat a step that is safe to repeat while its faults are transient."""
+        tries = 0
+        while True:
+            try:
+                return await step()
+            except FacilityError as error:
+                tries += 1
+                if not error.transient or not self._settings.retry.allows(tries):
+                    raise
+                log.warning("%s: %s; trying again", job.key, error)
+                self._show(self.view.state, error.message)
+                await asyncio.sleep(self._settings.retry.delay(tries, job.key))
+
+    async def _stage(self, job: Job) -> None:
+        staged = await self._delivery.stage(job.order.version)
+        if staged is not None:
+            self.view.bytes_sent += staged.bytes
+            self._emit(staged)
+
+    async def _submit(self, job: Job) -> None:
+        newest = self._delivery.newest()
+        order = self._settings.order(job.order)
+        reply = await self._reach(
+            rpc.submit(self._settings.run, order, job.number, self._settings.job)
+        )
+        if job.queued:
+            return
+        job.id, job.queued = str(reply["job"]), True
+        self.view.job, self.view.newest_at_submit = job.id, newest
+        self._emit(job.queued_event(self._settings.facility, newest))
+
+    async def _watch(self, job: Job) -> JobReport:
+        """Follow a job until it is over; tell what happens on the way."""
+        misses = 0
+        async with aclosing(self._poller.reports(job.key)) as reports:
+            async for report in reports:
+                self._note(job, report)
+                if report.scheduler is None:
+                    misses += 1
+                    if report.update is not None or misses > MISSES_ALLOWED:
+                        return report
+                elif report.scheduler.state.final:
+                    self._note_end(job, report.scheduler)
+                    return report
+        raise WorkerError(f"Nobody watches job {job.key} any more.", transient=True)
+
+    async def _collect(self, job: Job, report: JobReport) -> None:
+        if report.update is None:
+            raise WorkerError(f"Job {job.key} left no result.", transient=True)
+        event = await self._delivery.collect(job.order, job.base, report.update)
+        self.view.bytes_received += getattr(event, "bytes", 0)
+        self._emit(event)
+        self._chore(self._tidy())
+
+    async def _tidy(self) -> None:
+        keep = sorted(self._delivery.keep())
+        try:
+            await self._contact.call_once(rpc.tidy(self._settings.run, keep))
+        except HansaError as error:
+            log.info("%s: tidying failed: %s", self._settings.facility, error)
+
+    async def _send_ahead(self) -> None:
+        try:
+            staged = await self._delivery.stage(None)
+        except HansaError as error:
+            # The orders' own staging will tell, with retries.
+            log.warning("%s: sending ahead failed: %s", self._settings.facility, error)
+            return
+        if staged is not None:
+            self.view.bytes_sent += staged.bytes
+            self._emit(staged)
+
+    # What a job tells.
+
+    def _note(self, job: Job, report: JobReport) -> None:
+        status, record = report.status or {}, report.scheduler
+        if record is not None and record.state is JobState.RUNNING:
+            self._show(str(status.get("phase") or "starting"))
+        self.view.step = int(status.get("step") or 0)
+        self.view.steps = int(status.get("steps") or 0)
+        self.view.loss = status.get("loss")
+        self.view.samples_per_s = status.get("samples_per_s")
+        if record is None or record.started is None or report.bound is None:
+            return
+        self.view.queue_wait = waited(record)
+        self.view.version = int(report.bound["base"])
+        if job.base is None:
+            job.base = self.view.version
+            self._emit(job.started_event(self._settings.facility, record))
+
+    def _note_end(self, job: Job, record: JobStatus) -> None:
+        if job.ended:
+            return
+        job.ended = True
+        self._emit(job.ended_event(self._settings.facility, record))
+
+    async def _why(self, job: Job, report: JobReport) -> HansaError:
+        """Return why a job that is over left no result, with the end of its log."""
+        told = (report.status or {}).get("error")
+        if told:
+            error = error_from_json(told)
+            return WorkerError(
+                f"Job {job.key} at {self._settings.facility}: {error.message}",
+                hint=error.hint,
+                transient=error.transient,
+            )
+        record = report.scheduler
+        how = "vanished from the queue" if record is None else how_it_ended(record)
+        tail = await self._log_tail(job)
+        return WorkerError(
+            f"Job {job.key} at {self._settings.facility} {how} without a result."
+            + (f" Its log ends: {tail}" if tail else ""),
+            hint=f"See jobs/{job.key}/log.txt in the facility's mailbox.",
+            transient=True,
+        )
+
+    async def _log_tail(self, job: Job) -> str:
+        path = f"jobs/{job.key}/log.txt"
+        try:
+            data = await self._contact.call_once(
+                rpc.read(self._settings.run, path, 2048)
+            )
+        except HansaError as error:
+            return f"(unreadable: {error})"
+        return " | ".join(str(data.get("text", "")).strip().splitlines()[-3:])
+
+    def _failure(self, job: Job, error: HansaError) -> AssignmentFailed:
+        return AssignmentFailed(
+            at=0.0,
+            facility=self._settings.facility,
+            assignment=job.order.assignment,
+            code=error.code,
+            reason=error.message + (f" {error.hint}" if error.hint else ""),
+            transient=error.transient,
+        )
+
+    # Losing and regaining the facility; cancelling.
+
+    async def _reach(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Call the site agent; silence beyond patience loses the facility."""
+        try:
+            return await self._contact.call(request)
+        except FacilityGone as error:
+            self._lose(error)
+            raise
+
+    def _lose(self, error: HansaError) -> None:
+        if self._lost:
+            return
+        self._lost = True
+        self._show("lost", error.message)
+        orphans = list(self._orders.values())
+        for task in self._work.values():
+            task.cancel()
+        self._emit(
+            FacilityLost(
+                at=0.0,
+                facility=self._settings.facility,
+                code=error.code,
+                reason=error.message,
+            )
+        )
+        self._chore(self._regain(orphans))
+
+    async def _regain(self, orphans: list[Job]) -> None:
+        await self._contact.back_again()
+        self._lost = False
+        self._show("idle")
+        for job in orphans:
+            self._chore(self._see_off(job))
+        self._emit(FacilityReady(at=0.0, facility=self._settings.facility))
+
+    async def _see_off(self, job: Job) -> None:
+        """Cancel a job and wait a little for its end, for the accounts."""
+        if job.ended:
+            return
+        try:
+            async with asyncio.timeout(FAREWELL_S):
+                request = rpc.cancel(self._settings.run, [job.key])
+                reply = await self._contact.call_once(request)
+                if job.queued or job.key in reply.get("cancelled", ()):
+                    await self._watch(job)
+        except TimeoutError:
+            log.warning("%s: cancelled, but did not end in time", job.key)
+        except HansaError as error:
+            log.warning("%s: could not be cancelled: %s", job.key, error)
+
+    # Small things.
+
+    def _chore(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._chores.add(task)
+        task.add_done_callback(self._chore_done)
+
+    def _chore_done(self, task: asyncio.Task[None]) -> None:
+        self._chores.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    def _over(self, assignment: str, task: asyncio.Task[None]) -> None:
+        self._work.pop(assignment, None)
+        self._orders.pop(assignment, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    def _show(self, state: str, detail: str = "") -> None:
+        self.view.state, self.view.detail = state, detail

@@ -1,0 +1,149 @@
+"""One batched, polite query for all jobs of a facility."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from hansa.coordinator.contact import Contact, FacilityGone
+from hansa.core.errors import FacilityError, HansaError
+from hansa.scheduler.base import JobStatus
+from hansa.site import rpc
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobReport:
+    """What a poll tells of one job.
+
+    Attributes:
+        scheduler: The batch scheduler's record; None when it knows no such job.
+        status: The worker's `status.json`.
+        bound: The worker's `bound.json`.
+        update: The manifest of the assignment's finished update or evaluation.
+    """
+
+    scheduler: JobStatus | None = None
+    status: dict[str, Any] | None = None
+    bound: dict[str, Any] | None = None
+    update: dict[str, Any] | None = None
+
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """What has to change for the poller to look more often again."""
+        state = self.scheduler.state if self.scheduler else None
+        phase = self.status.get("phase") if self.status else None
+        return state, phase, self.bound is None, self.update is None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pace:
+    """Seconds between polls: `first` after news, doubling to `longest`."""
+
+    first: float = 0.1
+    longest: float = 2.0
+
+
+class Poller:
+    """Asks the site agent about all watched jobs in one call an interval.
+
+    Args:
+        contact: The line to the facility.
+        run: Id of the run.
+        on_gone: Called once with the error when polling has to be given up.
+        pace: How often to ask.
+        patience: Seconds for which the agent's own errors are tolerated.
+    """
+
+    def __init__(
+        self,
+        contact: Contact,
+        run: str,
+        on_gone: Callable[[HansaError], None],
+        *,
+        pace: Pace,
+        patience: float,
+    ) -> None:
+        self._contact = contact
+        self._run = run
+        self._on_gone = on_gone
+        self._pace = pace
+        self._patience = patience
+        self._watched: dict[str, asyncio.Queue[JobReport]] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._sooner = asyncio.Event()
+
+    async def reports(self, key: str) -> AsyncGenerator[JobReport]:
+        """Yield every poll's report of a job until the caller stops listening."""
+        queue: asyncio.Queue[JobReport] = asyncio.Queue()
+        self._watched[key] = queue
+        self._sooner.set()
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._poll(), name="poll")
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            if self._watched.get(key) is queue:
+                del self._watched[key]
+
+    async def close(self) -> None:
+        """Stop polling."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _poll(self) -> None:
+        loop = asyncio.get_running_loop()
+        wait, last, heard = self._pace.first, None, loop.time()
+        while self._watched:
+            self._sooner.clear()
+            try:
+                seen: object = await self._ask()
+                heard = loop.time()
+            except FacilityGone as error:
+                self._on_gone(error)
+                return
+            except HansaError as error:
+                log.warning("A poll failed: %s", error)
+                seen = last
+                if loop.time() - heard > self._patience:
+                    self._on_gone(error)
+                    return
+            news = seen != last or self._sooner.is_set()
+            wait = self._pace.first if news else min(wait * 2, self._pace.longest)
+            last = seen
+            await self._pause(wait)
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._sooner.wait()
+        except TimeoutError:
+            pass
+
+    async def _ask(self) -> object:
+        keys = sorted(self._watched)
+        data = await self._contact.call(rpc.poll(self._run, keys))
+        jobs = data.get("jobs")
+        if not isinstance(jobs, dict):
+            raise FacilityError("A poll was answered without jobs.", transient=True)
+        reports = {key: _report(jobs.get(key) or {}) for key in keys}
+        for key, report in reports.items():
+            if key in self._watched:
+                self._watched[key].put_nowait(report)
+        return {key: report.signature for key, report in reports.items()}
+
+
+def _report(data: dict[str, Any]) -> JobReport:
+    scheduler = data.get("scheduler")
+    return JobReport(
+        scheduler=JobStatus.from_json(scheduler) if scheduler else None,
+        status=data.get("status"),
+        bound=data.get("bound"),
+        update=data.get("update"),
+    )

@@ -1,0 +1,173 @@
+"""From a plan to the parts that carry it out."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hansa.coordinator.contact import Contact
+from hansa.coordinator.core import Coordinator, Plan, Stop
+from hansa.coordinator.delivery import Delivery
+from hansa.coordinator.lane import Lane, LaneSettings
+from hansa.coordinator.runtime import Runtime
+from hansa.core import plugins
+from hansa.core.commands import WorkOrder
+from hansa.gateway.base import Gateway
+from hansa.mover.base import Mover
+from hansa.site import rpc
+from hansa.spec.federation import FacilitySpec, FederationSpec
+from hansa.store.versions import Store
+from hansa.strategy.base import Strategy, StrategyContext
+
+
+def make_plan(spec: FederationSpec) -> Plan:
+    """Return what the core needs of a federation."""
+    target = spec.stop.target
+    return Plan(
+        facilities=tuple(spec.facilities),
+        stop=Stop(
+            rounds=spec.stop.rounds,
+            wall_clock=spec.stop.wall_clock,
+            node_hours=spec.stop.node_hours,
+            target_metric=target.metric if target else "eval_loss",
+            target_below=target.below if target else None,
+        ),
+        evaluators=spec.evaluation.on or tuple(spec.facilities),
+        evaluate_every=spec.evaluation.every,
+    )
+
+
+def make_strategy(spec: FederationSpec) -> Strategy:
+    """Return a fresh strategy.
+
+    Raises:
+        SpecError: Its options can't work with these facilities.
+    """
+    kind = plugins.find(plugins.STRATEGIES, spec.strategy.name)
+    options = kind.Options.model_validate(spec.strategy.options)
+    strategy: Strategy = kind(
+        options, StrategyContext(facilities=tuple(spec.facilities))
+    )
+    return strategy
+
+
+def make_coordinator(spec: FederationSpec) -> Coordinator:
+    """Return a fresh core."""
+    return Coordinator(make_plan(spec), make_strategy(spec))
+
+
+def make_gateway(facility: FacilitySpec) -> Gateway:
+    """Return the control plane to a facility."""
+    kind = plugins.find(plugins.GATEWAYS, facility.gateway.type)
+    gateway: Gateway = kind(kind.Options.model_validate(facility.gateway.options))
+    return gateway
+
+
+def make_mover(facility: FacilitySpec, mailbox: str) -> Mover:
+    """Return the data plane to a facility whose site agent named its mailbox."""
+    kind = plugins.find(plugins.MOVERS, facility.mover.type)
+    options = kind.Options.model_validate(facility.mover.options)
+    mover: Mover = kind(options, Path(mailbox))
+    return mover
+
+
+def _connect(
+    contact: Contact, facility: FacilitySpec
+) -> Callable[[], Awaitable[Mover]]:
+    async def connect() -> Mover:
+        health = await contact.call(rpc.probe())
+        return make_mover(facility, str(health["mailbox"]))
+
+    return connect
+
+
+def make_lanes(
+    spec: FederationSpec,
+    run: str,
+    core: Coordinator,
+    store: Store,
+    runtime: Runtime,
+) -> dict[str, Lane]:
+    """Return one lane for each facility, emitting to the runtime."""
+    lanes = {}
+    for name, facility in spec.facilities.items():
+        gateway = make_gateway(facility)
+        contact = Contact(name, gateway, patience=spec.patience)
+        delivery = Delivery(
+            run,
+            name,
+            _connect(contact, facility),
+            store,
+            newest=lambda: core.newest,
+            keep=core.needed_versions,
+        )
+        settings = LaneSettings(
+            run=run,
+            facility=name,
+            order=order_form(spec, run, name),
+            job=job_request(facility),
+            retries=spec.retries,
+            patience=spec.patience,
+        )
+        lanes[name] = Lane(
+            settings, contact, delivery, emit=runtime.emit, fail=runtime.fail
+        )
+    return lanes
+
+
+def job_request(facility: FacilitySpec) -> dict[str, Any]:
+    """Return what each batch job of a facility asks for, as the RPC has it."""
+    job = facility.job
+    return {
+        "nodes": job.nodes,
+        "time": job.time,
+        "queue": job.queue,
+        "account": job.account,
+    }
+
+
+def order_form(
+    spec: FederationSpec, run: str, name: str
+) -> Callable[[WorkOrder], dict[str, Any]]:
+    """Return the function that writes an order for one facility out in full."""
+    facility = spec.facilities[name]
+
+    def render(order: WorkOrder) -> dict[str, Any]:
+        training = order.kind == "train"
+        steps = order.steps if order.steps is not None else facility.work.steps
+        data = list(facility.data) if facility.data is not None else None
+        return {
+            "schema": 1,
+            "run": run,
+            "assignment": order.assignment,
+            "kind": order.kind,
+            "facility": name,
+            "round": order.round,
+            "steps": steps if training else None,
+            "version": order.version,
+            "seed": spec.seed,
+            "model": spec.model.model_dump(mode="json"),
+            "task": {
+                "name": spec.task.name,
+                "data": data if training else None,
+                "options": spec.task.options,
+            },
+            "work": facility.work.options,
+            "update": {"dtype": spec.update.dtype},
+            "evaluate": training and spec.evaluation.local,
+        }
+
+    return render
+
+
+def initial_request(spec: FederationSpec) -> Mapping[str, Any]:
+    """Return what the worker needs to make the first version."""
+    first = next(iter(spec.facilities.values()))
+    return {
+        "schema": 1,
+        "model": spec.model.model_dump(mode="json"),
+        "task": {"name": spec.task.name, "options": spec.task.options},
+        "work": first.work.options,
+        "seed": spec.seed,
+    }

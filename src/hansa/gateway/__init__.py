@@ -1,0 +1,1 @@
+"""The control plane: one request, one reply, to a facility's site agent."""

@@ -1,0 +1,1 @@
+"""One module a figure; `hansa.report.plots` puts them together."""

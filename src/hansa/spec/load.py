@@ -1,0 +1,131 @@
+"""From files to specs: read, override, merge, check, all mistakes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from hansa.core import plugins
+from hansa.core.words import nearest
+from hansa.spec import yaml
+from hansa.spec.federation import FederationSpec
+from hansa.spec.merge import expand_all, with_defaults
+from hansa.spec.overrides import apply
+from hansa.spec.plugged import PluginPart, checked
+from hansa.spec.problems import Document, KeyPath, Problem, fail, problems_of
+
+
+def load_federation(path: str | Path, overrides: Iterable[str] = ()) -> FederationSpec:
+    """Read, complete and check a federation file.
+
+    Args:
+        path: The YAML file; relative paths in it are taken from its folder.
+        overrides: ``a.b=value``, ``+a.b=value``, ``~a.b``, applied in this order.
+
+    Raises:
+        SpecError: All that is wrong, a line each.
+    """
+    doc = yaml.read(Path(path), "federation")
+    return _federation(doc, overrides, Path(path).absolute().parent)
+
+
+def federation_from_text(
+    text: str, *, name: str = "federation.lock.yaml", base: Path | None = None
+) -> FederationSpec:
+    """Check a federation that is given as text, as `lock_text` writes it.
+
+    Args:
+        text: The YAML.
+        name: What to call the text in messages.
+        base: Folder for relative paths; None leaves them as they are.
+
+    Raises:
+        SpecError: All that is wrong, a line each.
+    """
+    return _federation(yaml.parse(text, name, "federation"), (), base)
+
+
+def _federation(
+    doc: Document, overrides: Iterable[str], base: Path | None
+) -> FederationSpec:
+    doc = apply(replace(doc, data=expand_all(doc.data)), overrides)
+    doc, problems = with_defaults(replace(doc, data=expand_all(doc.data)))
+    for part in _plugin_parts(doc.data):
+        raw = at(doc.data, part.at)
+        data, found = checked(doc, part, {} if raw is None else raw, base)
+        doc = replace(doc, data=put(doc.data, part.at, data))
+        problems += found
+    try:
+        spec = FederationSpec.model_validate(doc.data)
+    except ValidationError as error:
+        fail(problems + problems_of(doc, error, FederationSpec))
+    problems += _cross_checks(doc, spec)
+    if problems:
+        fail(problems)
+    return spec
+
+
+def _plugin_parts(data: Mapping[str, Any]) -> Iterator[PluginPart]:
+    yield from _part(data, plugins.STRATEGIES, ("strategy", "name"), ("strategy",))
+    yield from _part(data, plugins.TASKS, ("task", "name"), ("task", "options"))
+    trainer = ("model", "trainer")
+    yield from _part(data, plugins.TRAINERS, trainer, ("model", "options"))
+    facilities = data.get("facilities")
+    for name in facilities if isinstance(facilities, Mapping) else ():
+        here = ("facilities", name)
+        for key, group in (("gateway", plugins.GATEWAYS), ("mover", plugins.MOVERS)):
+            yield from _part(data, group, (*here, key, "type"), (*here, key))
+        yield from _part(data, plugins.TRAINERS, trainer, (*here, "work"))
+
+
+_ATTRIBUTES = {
+    (plugins.TASKS, "options"): ("options", ()),
+    (plugins.TRAINERS, "options"): ("model_options", ()),
+    (plugins.TRAINERS, "work"): ("work_options", ("steps",)),
+}
+
+
+def _part(
+    data: Mapping[str, Any], group: str, chooser: KeyPath, where: KeyPath
+) -> Iterator[PluginPart]:
+    """Yield the part unless its surroundings are so wrong that pydantic must tell."""
+    name, parent = at(data, chooser), at(data, where[:-1])
+    if not isinstance(name, str) or not isinstance(parent, Mapping):
+        return
+    if not isinstance(at(data, where), Mapping | None):
+        return
+    plain = ("Options", (str(chooser[-1]),))
+    attribute, own = _ATTRIBUTES.get((group, str(where[-1])), plain)
+    yield PluginPart(group, chooser, name, where, own, attribute)
+
+
+def at(data: Any, path: KeyPath) -> Any:
+    """Return what lies at `path` in plain data, or None."""
+    for key in path:
+        if not isinstance(data, Mapping):
+            return None
+        data = data.get(str(key))
+    return data
+
+
+def put(data: Mapping[str, Any], path: KeyPath, value: Any) -> dict[str, Any]:
+    """Return a copy of plain data with `value` at `path`."""
+    key = str(path[0])
+    if len(path) == 1:
+        return {**data, key: value}
+    return {**data, key: put(data[key], path[1:], value)}
+
+
+def _cross_checks(doc: Document, spec: FederationSpec) -> list[Problem]:
+    known, problems = list(spec.facilities), []
+    for name in spec.evaluation.on:
+        if name not in known:
+            guess = nearest(name, known)
+            advice = f"did you mean {guess!r}?" if guess else f"there are {known}"
+            text = f"evaluation.on names no facility: {name!r}; {advice}"
+            problems.append(doc.problem(("evaluation", "on"), text))
+    return problems

@@ -1,0 +1,262 @@
+"""The facility's own file: what may run here, over which data, with what limits."""
+
+from __future__ import annotations
+
+import os
+import re
+import string
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from hansa.core import plugins
+from hansa.core.errors import PluginError
+from hansa.core.words import nearest
+from hansa.spec import yaml
+from hansa.spec.fields import (
+    Count,
+    Duration,
+    LocalPath,
+    Name,
+    Names,
+    PluginSection,
+    Section,
+    ShortForm,
+    Texts,
+    Variable,
+    fill,
+)
+from hansa.spec.load import at, put
+from hansa.spec.plugged import PluginPart, absolute, checked, options_model
+from hansa.spec.problems import (
+    Document,
+    KeyPath,
+    Problem,
+    fail,
+    problems_of,
+    unknown_key,
+)
+
+LAUNCH_WORDS = ("ranks", "ranks_per_node", "nodes")
+
+
+def _module(text: str) -> str:
+    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
+        return text
+    raise ValueError(f"{text!r} is not of the form module:function")
+
+
+def _launch(text: str) -> str:
+    try:
+        words = [
+            word for _, word, _, _ in string.Formatter().parse(text) if word is not None
+        ]
+    except ValueError as error:
+        raise ValueError(f"{text!r} can't be filled in: {error}") from None
+    wrong = [word for word in words if word not in LAUNCH_WORDS]
+    if wrong:
+        raise ValueError(
+            f"{{{wrong[0]}}} means nothing here; use "
+            + ", ".join(f"{{{word}}}" for word in LAUNCH_WORDS)
+        )
+    return text
+
+
+def _variable_name(text: str) -> str:
+    if re.fullmatch(r"[A-Za-z_]\w*", text, re.ASCII):
+        return text
+    raise ValueError(f"{text!r} can't be the name of an environment variable")
+
+
+class SchedulerChoice(PluginSection):
+    """The batch scheduler; the driver's options stand beside its type."""
+
+    type: str = Field(description="name of the scheduler plug-in")
+
+
+class TaskAccess(Section):
+    """What one task may use here."""
+
+    data: LocalPath | None = Field(
+        None, description="folder or file with the data; null: built into the task"
+    )
+    splits: Names | None = Field(
+        None, description="groups that may be trained on; null: all"
+    )
+    test_splits: Names | None = Field(
+        None, description="groups of the shared test set; null: all"
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="options of the task that hold here, whatever the federation says",
+    )
+
+
+class LimitsSpec(Section):
+    """The most that a federation may ask for; null is no limit."""
+
+    nodes: Count | None = Field(None, description="nodes of one job")
+    time: Duration | None = Field(None, gt=0, description="walltime of one job")
+    jobs_in_queue: Count | None = Field(
+        None, description="jobs of one run, waiting and running together"
+    )
+
+
+class EnvironmentSpec(Section):
+    """How a job prepares and starts Python."""
+
+    setup: Texts = Field((), description="shell lines at the head of the job")
+    launch: Annotated[str, AfterValidator(_launch)] = Field(
+        "",
+        description="what starts the ranks, with {ranks}, {ranks_per_node}, {nodes}; "
+        "empty: one process",
+    )
+    variables: dict[Annotated[str, AfterValidator(_variable_name)], Variable] = Field(
+        default_factory=dict, description="environment variables of the job"
+    )
+    python: str = Field("python", min_length=1, description="the Python interpreter")
+
+
+class SiteSpec(Section):
+    """What a facility offers, complete, with absolute paths."""
+
+    name: Name = Field(description="name of the facility")
+    scheduler: Annotated[SchedulerChoice, ShortForm("type")] = Field(
+        description="the batch scheduler"
+    )
+    mailbox: LocalPath = Field(
+        description="folder that login and compute nodes share, for models and updates"
+    )
+    cache: LocalPath = Field(
+        description="folder for data that is prepared once",
+        json_schema_extra={"x-default": "`cache` in the mailbox"},
+    )
+    tasks: dict[str, TaskAccess] = Field(
+        min_length=1, description="the tasks that may run here, by name"
+    )
+    modules: tuple[Annotated[str, AfterValidator(_module)], ...] = Field(
+        (), strict=False, description="`module:function` names that trainers may import"
+    )
+    models: dict[str, LocalPath] = Field(
+        default_factory=dict,
+        description="local folder of a model source, by the federation's name for it",
+    )
+    limits: LimitsSpec = Field(
+        default_factory=LimitsSpec, description="the most a federation may ask for"
+    )
+    environment: EnvironmentSpec = Field(
+        default_factory=EnvironmentSpec, description="how a job starts Python"
+    )
+    heartbeat: Duration = Field(
+        1.0, gt=0, description="how often a job writes its status"
+    )
+    checkpoint: Duration = Field(
+        30.0, gt=0, description="how often a job saves its state"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _cache_in_mailbox(cls, data: object) -> object:
+        if isinstance(data, Mapping):
+            return fill(data, "cache", f"{data.get('mailbox')}/cache")
+        return data
+
+
+def load_site(path: str | Path) -> SiteSpec:
+    """Read and check a site file.
+
+    Relative paths are taken from the file's folder; ``~`` and ``$NAME`` are expanded.
+
+    Raises:
+        SpecError: All that is wrong, a line each.
+    """
+    doc = yaml.read(Path(path), "site")
+    base = Path(path).absolute().parent
+    doc, problems = _with_paths(doc, base)
+    doc, found = _with_scheduler(doc, base)
+    problems += found + _check_tasks(doc)
+    try:
+        spec = SiteSpec.model_validate(doc.data)
+    except ValidationError as error:
+        fail(problems + problems_of(doc, error, SiteSpec))
+    if problems:
+        fail(problems)
+    return spec
+
+
+def _with_paths(doc: Document, base: Path) -> tuple[Document, list[Problem]]:
+    problems, data = [], doc.data
+    for path in _path_keys(doc.data):
+        text = at(doc.data, path)
+        if not isinstance(text, str) or not text:
+            continue
+        expanded = os.path.expandvars(text)
+        if "$" in expanded:
+            what = f"{text!r} names an environment variable that is not set"
+            problems.append(doc.problem(path, f"{doc.called(path)}: {what}"))
+        data = put(data, path, str(absolute(expanded, base)))
+    return replace(doc, data=data), problems
+
+
+def _path_keys(data: Mapping[str, Any]) -> list[KeyPath]:
+    keys: list[KeyPath] = [("mailbox",), ("cache",)]
+    keys += [("models", name) for name in _keys(data.get("models"))]
+    keys += [("tasks", name, "data") for name in _keys(data.get("tasks"))]
+    python = at(data, ("environment", "python"))
+    if isinstance(python, str) and "/" in python:
+        keys.append(("environment", "python"))
+    return keys
+
+
+def _keys(value: object) -> list[str]:
+    return list(value) if isinstance(value, Mapping) else []
+
+
+def _with_scheduler(doc: Document, base: Path) -> tuple[Document, list[Problem]]:
+    raw = doc.data.get("scheduler")
+    if isinstance(raw, str):
+        raw = {"type": raw}
+    if not isinstance(raw, Mapping) or not isinstance(raw.get("type"), str):
+        return doc, []
+    chooser = ("scheduler", "type")
+    part = PluginPart(
+        plugins.SCHEDULERS, chooser, raw["type"], ("scheduler",), ("type",)
+    )
+    data, problems = checked(doc, part, raw, base)
+    return replace(doc, data={**doc.data, "scheduler": data}), problems
+
+
+def _check_tasks(doc: Document) -> list[Problem]:
+    problems = []
+    for name in _keys(doc.data.get("tasks")):
+        path = ("tasks", name)
+        known = plugins.names(plugins.TASKS)
+        if name not in known:
+            guess = nearest(name, known)
+            advice = f"did you mean {guess!r}?" if guess else f"known: {known}"
+            problems.append(doc.problem(path, f"there is no task {name!r}; {advice}"))
+        elif _keys(at(doc.data, (*path, "options"))):
+            problems += _check_task_options(doc, name)
+    return problems
+
+
+def _check_task_options(doc: Document, name: str) -> list[Problem]:
+    """Check the options that are given; the federation gives the others."""
+    path = ("tasks", name, "options")
+    try:
+        model = options_model(plugins.TASKS, name, "options")
+    except PluginError as error:
+        text = f"{error.message} {error.hint or ''}".rstrip()
+        return [doc.problem(path, text)]
+    given = at(doc.data, path)
+    unknown = [key for key in given if key not in model.model_fields]
+    problems = [unknown_key(doc, (*path, key), model.model_fields) for key in unknown]
+    try:
+        model.model_validate({k: v for k, v in given.items() if k not in unknown})
+    except ValidationError as error:
+        wrong = [item for item in error.errors() if item["type"] != "missing"]
+        problems += problems_of(doc, wrong, model, path)
+    return problems

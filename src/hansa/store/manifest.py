@@ -1,0 +1,179 @@
+"""What lies beside the tensors: `manifest.json` of a version and of an update.
+
+The text depends on the content only (no times, sorted keys), so the same version
+has the same bytes on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+import hansa
+from hansa.core.commands import Term
+from hansa.core.errors import IntegrityError, StoreError, UpdateRejected
+from hansa.core.files import FileRecord, total_bytes
+from hansa.store.atomic import write_json
+from hansa.store.dtypes import BY_NAME
+
+NAME: Final = "manifest.json"
+SCHEMA: Final = 1
+TENSOR_SUFFIX: Final = ".safetensors"
+
+
+def _plain(name: str) -> str:
+    if not name or name.startswith(".") or name == NAME or {*name} & {*"/\\\0"}:
+        raise ValueError(f"{name!r} is no plain file name")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_plain)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=False, allow_inf_nan=False
+    )
+
+
+class TensorEntry(_Strict):
+    """File, shape and dtype (torch's name) of one tensor."""
+
+    file: FileName
+    shape: tuple[Count, ...]
+    dtype: str
+
+
+class _Manifest(_Strict):
+    schema_: Literal[1] = Field(SCHEMA, alias="schema")
+    tensors: dict[str, TensorEntry] = {}
+    files: dict[FileName, FileRecord] = {}
+    hansa: str = hansa.__version__
+
+    @model_validator(mode="after")
+    def _files_are_listed(self) -> Self:
+        for name, entry in self.tensors.items():
+            if entry.file not in self.files:
+                raise ValueError(f"tensor {name!r} is in {entry.file}, not in `files`")
+        return self
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files together (without the manifest itself)."""
+        return total_bytes(self.files)
+
+
+class VersionManifest(_Manifest):
+    """A global version: its tensors, files, assets, and the sum that made it."""
+
+    kind: Literal["version"] = "version"
+    version: Count
+    dtype: str
+    assets: tuple[FileName, ...] = ()
+    terms: tuple[Term, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the model: over the sorted hashes and names of its tensor files."""
+        lines = sorted(
+            f"{record.sha256}  {name}\n"
+            for name, record in self.files.items()
+            if name.endswith(TENSOR_SUFFIX)
+        )
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def floating_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return name and shape of the tensors that an update has deltas of."""
+        return {
+            name: entry.shape
+            for name, entry in self.tensors.items()
+            if entry.dtype in BY_NAME and BY_NAME[entry.dtype].floating
+        }
+
+
+class UpdateManifest(_Manifest):
+    """What an assignment delivered: deltas for `update`, only numbers for `evaluation`.
+
+    Attributes:
+        base: The version trained from, or the version evaluated.
+    """
+
+    kind: Literal["update", "evaluation"]
+    assignment: str
+    facility: str
+    base: Count
+    steps: Count = 0
+    samples: Count = 0
+    partial: bool = False
+    metrics: dict[str, float] = {}
+    losses: dict[str, float] = {}
+    timings: dict[str, float] = {}
+    dtype: str | None = None
+
+
+Kind = TypeVar("Kind", VersionManifest, UpdateManifest)
+
+
+def write_manifest(directory: Path, manifest: _Manifest) -> None:
+    """Write `manifest.json` into a directory, atomically."""
+    write_json(directory / NAME, manifest.model_dump(mode="json", by_alias=True))
+
+
+def read_version_manifest(directory: Path) -> VersionManifest:
+    """Read the manifest of a version's directory.
+
+    Raises:
+        StoreError: There is none.
+        IntegrityError: It is not a version's manifest.
+    """
+    return _read(directory, VersionManifest)
+
+
+def read_update_manifest(directory: Path) -> UpdateManifest:
+    """Read the manifest of an update's directory; raises as for versions."""
+    return _read(directory, UpdateManifest)
+
+
+def _read(directory: Path, kind: type[Kind]) -> Kind:
+    path = directory / NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(f"There is no manifest {path}.") from None
+    except UnicodeDecodeError as error:
+        raise IntegrityError(f"{path} is not text: {error}.") from None
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        raise IntegrityError(f"{path}, {_first(error)}.") from None
+
+
+def checked(kind: type[Kind], fields: dict[str, object]) -> Kind:
+    """Build a manifest from plain fields.
+
+    Raises:
+        UpdateRejected: A field can't be written, as a loss that is NaN.
+    """
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise UpdateRejected(
+            f"The manifest can't be written, {_first(error)}."
+        ) from None
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    return f"field {place or 'root'}: {problem['msg']}"

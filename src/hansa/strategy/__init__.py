@@ -1,0 +1,1 @@
+"""Federated learning algorithms as pure state machines; one file an algorithm."""

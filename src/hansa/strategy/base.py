@@ -1,0 +1,49 @@
+"""What an algorithm is to the coordinator.
+
+A strategy sees events and answers with commands. It knows no clock (time arrives
+in `event.at`, waiting is `SetTimer`), no I/O and no tensor (arithmetic is
+`Aggregate` over references), so the same object runs a real and a simulated
+federation, and replaying a journal rebuilds it exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from pydantic import BaseModel
+
+from hansa.core.commands import Command
+from hansa.core.events import Event
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StrategyContext:
+    """What a strategy is told of the federation: the facilities' names, in order."""
+
+    facilities: tuple[str, ...]
+
+
+class Strategy(Protocol):
+    """A federated learning algorithm; built as ``Strategy(options, context)``."""
+
+    Options: ClassVar[type[BaseModel]]
+    """The keys that `strategy:` takes in federation.yaml, beside `name`."""
+
+    def handle(self, event: Event) -> list[Command]:
+        """Take one event into the state and return what is to be done now.
+
+        Every event of the run arrives here in journal order, once, except those of
+        evaluation orders and duplicates. `VersionPublished(version=0)` opens the
+        run. After `BudgetReached` no new work may be assigned; an `Aggregate` of
+        what has already arrived is still welcome.
+
+        Raises:
+            StrategyError: The event can't happen in this state.
+        """
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return the state as JSON data, for `status`, `replay` and tests."""
+        ...

@@ -1,0 +1,1 @@
+"""Inside the batch job: bind a version, train, write the update."""

@@ -1,0 +1,171 @@
+"""What a trainer and a task are to the worker.
+
+A **task** turns a facility's data into examples; a **trainer** turns examples into
+model steps. Both are found by name through entry points (`hansa.tasks`,
+`hansa.trainers`) that hold the light objects `TaskPlugin` and `TrainerPlugin`, so the
+server can check options without importing torch; the heavy class named by `target`
+is imported inside the job only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+Array = NDArray[np.generic]
+TensorReader = Callable[[str], Array]
+"""Returns the tensor of a name, in the dtype it is stored in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One sample: the sub-task it belongs to, what goes in, what should come out."""
+
+    task: str
+    input: Any
+    output: Any
+
+
+class Task(Protocol):
+    """Data of one kind, divided into groups and splits.
+
+    Built as ``Task(source, cache, options)``: `source` is the folder or file that the
+    facility's site.yaml names (None: built in), `cache` a writable folder, `options`
+    the plug-in's validated options.
+    """
+
+    def groups(self) -> Sequence[str]:
+        """Return the names of the groups that the data falls into."""
+        ...
+
+    def load(self, split: str, groups: Sequence[str] | None) -> Sequence[Example]:
+        """Return all examples of a split ("train", "test"), in a fixed order.
+
+        Args:
+            split: Name of the split.
+            groups: Only these groups; None means all.
+
+        Raises:
+            SpecError: There is no such group, or it has no example.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainerContext:
+    """What a trainer is built from.
+
+    Attributes:
+        source: `model.source` of the federation: a builtin name, a path, a hub id.
+        dtype: dtype that the model is published in ("float32", "bfloat16").
+        model_options: `model.options`, validated by the plug-in's `model_options`.
+        work: `work` of the facility, validated by the plug-in's `work_options`.
+        seed: Seed for everything that this order draws.
+        assets: Folder with the version's assets (config, tokenizer); None when the
+            first version is being made.
+        modules: The `module:function` names that site.yaml allows.
+        corpus: Gives training examples, for trainers that build a tokenizer while
+            the first version is made.
+    """
+
+    source: str
+    dtype: str
+    model_options: BaseModel
+    work: BaseModel
+    seed: int
+    assets: Path | None = None
+    modules: tuple[str, ...] = ()
+    corpus: Callable[[], Sequence[Example]] = field(default=tuple)
+
+
+class Trainer(Protocol):
+    """A model with its optimizer; built as ``Trainer(context)``.
+
+    When `context.assets` is None the trainer initialises a fresh (or pretrained)
+    model; otherwise `load` follows and gives it a version's tensors.
+    """
+
+    def tensors(self) -> Iterator[tuple[str, Array]]:
+        """Yield the federated tensors by name, sorted, one at a time.
+
+        All are of floating dtype, best of the one that they are trained in; they are
+        read before the next call of the trainer, so they may be views.
+        """
+        ...
+
+    def load(self, read: TensorReader) -> None:
+        """Take the values of all federated tensors from `read`.
+
+        Raises:
+            WorkerError: A tensor is missing or has another shape.
+        """
+        ...
+
+    def step(self, batch: Sequence[Example]) -> float:
+        """Do one optimizer step and return the batch's mean training loss."""
+        ...
+
+    def evaluate(self, examples: Iterable[Example]) -> Mapping[str, float]:
+        """Return the mean test loss by task.
+
+        Consume the examples as you go: the iterator gives the heartbeat, and it
+        raises when the job has to stop.
+        """
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write all that `restore` needs (model, optimizer, rng) into `directory`."""
+        ...
+
+    def restore(self, directory: Path) -> None:
+        """Continue exactly where `save` was called; `load` was called before.
+
+        Raises:
+            WorkerError: The state does not fit; the job then begins anew.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainerPlugin:
+    """Entry point object of a trainer.
+
+    Attributes:
+        model_options: pydantic model of the federation's `model.options`.
+        work_options: pydantic model of a facility's `work` (without `steps`, which
+            every trainer has); must have a field `batch`, samples per step.
+        target: ``module:Class`` of the trainer, imported in the job.
+        assets: ``module:function`` called as ``function(trainer, folder)`` to write
+            the assets of the first version; None when there are none.
+    """
+
+    model_options: type[BaseModel]
+    work_options: type[BaseModel]
+    target: str
+    assets: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskPlugin:
+    """Entry point object of a task: its options and the class that loads the data."""
+
+    options: type[BaseModel]
+    target: str
+
+
+def resolve(target: str) -> Any:
+    """Import ``module:attribute`` and return the attribute.
+
+    Raises:
+        ImportError: The module can't be imported.
+        AttributeError: The module has no such attribute.
+    """
+    module, _, name = target.partition(":")
+    return getattr(import_module(module), name)

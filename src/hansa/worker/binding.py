@@ -1,0 +1,92 @@
+"""Late binding: which global version a job trains from is decided when it starts."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from hansa.core.errors import IntegrityError, WorkerError
+from hansa.mailbox.files import read_json, write_json
+from hansa.mailbox.paths import MANIFEST, Mailbox
+from hansa.worker import checkpoint
+from hansa.worker.checkpoint import Progress
+from hansa.worker.job import SCHEMA, Job
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """The version a job works on.
+
+    Attributes:
+        version: Its number.
+        directory: Its folder in the mailbox.
+        progress: What is done already; zero steps unless a checkpoint is resumed.
+        checkpoint: The checkpoint to resume from, or None.
+    """
+
+    version: int
+    directory: Path
+    progress: Progress
+    checkpoint: Path | None = None
+
+
+def bind(job: Job, mailbox: Mailbox) -> Binding:
+    """Choose the version and write `bound.json`, once.
+
+    An evaluation takes the version of its order. A training job takes the base of
+    the newest usable checkpoint of its assignment, else the newest version. A job
+    that the scheduler has requeued stays with what it bound first.
+
+    Raises:
+        WorkerError: The version is not in the mailbox (transient: it may arrive).
+    """
+    files = mailbox.job(job.order.assignment, job.number)
+    earlier = _bound(files.bound)
+    binding = _choose(job, mailbox, earlier)
+    if earlier is None:
+        write_json(
+            files.bound, {"schema": SCHEMA, "base": binding.version, "at": time.time()}
+        )
+    return binding
+
+
+def _choose(job: Job, mailbox: Mailbox, earlier: int | None) -> Binding:
+    order = job.order
+    if order.kind == "evaluate":
+        return _fresh(mailbox, order.version if order.version is not None else earlier)
+    for path, progress in checkpoint.saved(mailbox, order.assignment, job.number):
+        directory = mailbox.version(progress.base)
+        if earlier not in (None, progress.base):
+            log.info("Checkpoint %s is of another base; job has %s.", path, earlier)
+        elif not (directory / MANIFEST).is_file():
+            log.warning("Checkpoint %s: version %d is gone.", path, progress.base)
+        else:
+            log.info("Going on from %s, step %d.", path, progress.step)
+            return Binding(progress.base, directory, progress, path)
+    return _fresh(mailbox, earlier)
+
+
+def _fresh(mailbox: Mailbox, wanted: int | None) -> Binding:
+    version = mailbox.newest_version() if wanted is None else wanted
+    if version is None or not (mailbox.version(version) / MANIFEST).is_file():
+        what = "any version" if version is None else f"version {version}"
+        raise WorkerError(
+            f"The mailbox {mailbox.path} does not hold {what}.",
+            hint="The server stages it before it submits a job; try again.",
+            transient=True,
+        )
+    return Binding(version, mailbox.version(version), Progress(base=version))
+
+
+def _bound(path: Path) -> int | None:
+    try:
+        data = read_json(path) or {}
+    except IntegrityError as error:
+        log.warning("%s is ignored: %s", path, error)
+        return None
+    base = data.get("base")
+    return base if isinstance(base, int) else None

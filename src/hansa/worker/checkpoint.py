@@ -1,0 +1,164 @@
+"""A job's local checkpoints, from which a later job of the assignment goes on.
+
+::
+
+    <job_dir>/checkpoint/00000012/checkpoint.json   progress, size and sha256 of files
+    <job_dir>/checkpoint/00000012/<trainer's files>
+
+Written aside, fsynced and renamed; the newest two are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from hansa.core.errors import HansaError, IntegrityError
+from hansa.mailbox.files import fsync_dir, storage_full, write_json
+from hansa.mailbox.paths import Mailbox
+from hansa.worker.base import Trainer
+from hansa.worker.job import read_file
+
+log = logging.getLogger(__name__)
+
+KEPT = 2
+RECORD = "checkpoint.json"
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class Progress(BaseModel):
+    """What an assignment has done so far, over all of its jobs.
+
+    Attributes:
+        base: The version that the training began from.
+        step: Optimizer steps done.
+        samples: Training samples seen.
+        loss_sum: Sum of the steps' losses.
+        loss_last: Loss of the last step, None before the first.
+        train_s: Seconds spent in steps.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: Count
+    step: Count = 0
+    samples: Count = 0
+    loss_sum: float = 0.0
+    loss_last: float | None = None
+    train_s: Annotated[float, Field(ge=0)] = 0.0
+
+    def after(self, loss: float, samples: int, seconds: float) -> Progress:
+        """Return the progress after one more step."""
+        return Progress(
+            base=self.base,
+            step=self.step + 1,
+            samples=self.samples + samples,
+            loss_sum=self.loss_sum + loss,
+            loss_last=loss,
+            train_s=self.train_s + seconds,
+        )
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    bytes: Count
+    sha256: str
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    schema_: Literal[1] = Field(alias="schema")
+    progress: Progress
+    files: dict[str, _File]
+
+
+def save(directory: Path, progress: Progress, trainer: Trainer) -> None:
+    """Write a checkpoint under `directory` and remove all but the newest two.
+
+    Raises:
+        StorageFull: There is no space; older checkpoints are still there.
+        OSError: The directory can't be written.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    final = directory / f"{progress.step:08d}"
+    if final.exists():
+        return
+    with storage_full(final):
+        aside = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=directory))
+        try:
+            trainer.save(aside)
+            files = {path.name: _synced(path) for path in sorted(aside.iterdir())}
+            write_json(
+                aside / RECORD,
+                {"schema": 1, "progress": progress.model_dump(), "files": files},
+            )
+            aside.rename(final)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        fsync_dir(directory)
+    for older in _steps(directory)[KEPT:]:
+        shutil.rmtree(older, ignore_errors=True)
+
+
+def load(path: Path) -> Progress:
+    """Verify the checkpoint at `path` and return its progress.
+
+    Raises:
+        HansaError: A file is missing or differs, or the record can't be read.
+    """
+    record = read_file(path / RECORD, _Record)
+    for name, expected in record.files.items():
+        file = path / name
+        if not file.is_file() or _digest(file) != expected.model_dump():
+            raise IntegrityError(f"{file} is damaged.")
+    return record.progress
+
+
+def saved(
+    mailbox: Mailbox, assignment: str, number: int
+) -> Iterator[tuple[Path, Progress]]:
+    """Yield the valid checkpoints of an assignment, the newest first.
+
+    Args:
+        mailbox: The run's mailbox.
+        assignment: Id of the assignment.
+        number: The present job; its own checkpoints count too, as a scheduler may
+            have requeued it. Damaged ones are logged and left out.
+    """
+    for job in range(number, 0, -1):
+        for path in _steps(mailbox.job(assignment, job).checkpoint):
+            try:
+                yield path, load(path)
+            except (HansaError, OSError) as error:
+                log.warning("Checkpoint %s is skipped: %s", path, error)
+
+
+def _steps(directory: Path) -> list[Path]:
+    if not directory.is_dir():
+        return []
+    found = (path for path in directory.iterdir() if path.name.isdecimal())
+    return sorted(found, reverse=True)
+
+
+def _synced(path: Path) -> dict[str, int | str]:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    return _digest(path)
+
+
+def _digest(path: Path) -> dict[str, int | str]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}

@@ -1,0 +1,66 @@
+"""Options of the small built-in trainers and tasks; light, so that a server has them.
+
+They are validated twice from the same class: when a federation is checked, and in
+the job.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Options(BaseModel):
+    """Base: unknown keys are errors, values don't change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SoftmaxModelOptions(Options):
+    """Shape of a softmax regression: `features` numbers in, `classes` scores out."""
+
+    features: Count = 64
+    classes: Annotated[int, Field(ge=2)] = 10
+
+
+class SoftmaxWorkOptions(Options):
+    """SGD: samples per step, learning rate, momentum (0 is plain SGD)."""
+
+    batch: Count = 32
+    lr: Positive = 0.5
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class TorchModuleModelOptions(Options):
+    """`arguments` is given to the user's function as it is."""
+
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class TorchModuleWorkOptions(Options):
+    """Optimizer of a user's model."""
+
+    batch: Count = 32
+    lr: Positive = 1e-3
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: NotNegative = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class DigitsOptions(Options):
+    """How the digits are divided into groups ``part-0`` to ``part-<parts - 1>``.
+
+    Attributes:
+        parts: Number of groups, one a facility.
+        alpha: Dirichlet concentration over labels: small is skewed, large is even.
+        seed: Seed of the division.
+    """
+
+    parts: Count = 4
+    alpha: Positive = 0.1
+    seed: int = 0

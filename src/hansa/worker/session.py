@@ -1,0 +1,283 @@
+"""The life of a job: bind, verify, train, evaluate, deliver.
+
+::
+
+    starting -> training -> evaluating -> saving -> done
+    any of them -> failed, with the error as JSON
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hansa.core.errors import HansaError, SpecError, WorkerError
+from hansa.core.rng import derive_seed
+from hansa.mailbox.paths import Mailbox
+from hansa.store.folder import reader
+from hansa.worker import checkpoint, delivery
+from hansa.worker.base import Example, Task, Trainer, TrainerContext, resolve
+from hansa.worker.binding import Binding, bind
+from hansa.worker.checkpoint import Progress
+from hansa.worker.data import Batches
+from hansa.worker.delivery import Result, Timings
+from hansa.worker.job import Job, task_plugin, trainer_plugin, validated
+from hansa.worker.signals import Interrupted, Stop
+from hansa.worker.status import Status
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_SHARE = 0.1
+"""Checkpoints take at most this share of the time; slow ones become rarer."""
+
+
+@dataclass(slots=True)
+class Session:
+    """One job from its start to its update.
+
+    Args:
+        job: What to do.
+        stop: Says when to stop early.
+        started: When the process began, by `time.monotonic`.
+    """
+
+    job: Job
+    stop: Stop
+    started: float
+    mailbox: Mailbox = field(init=False)
+    status: Status = field(init=False)
+    timings: Timings = field(default_factory=Timings)
+
+    def __post_init__(self) -> None:
+        order = self.job.order
+        self.mailbox = Mailbox(self.job.mailbox.parent, self.job.mailbox.name)
+        files = self.mailbox.job(order.assignment, self.job.number)
+        self.status = Status(files.status, order.steps, self.job.heartbeat_s)
+
+    def run(self) -> None:
+        """Do the job; nothing if its update is there already.
+
+        Raises:
+            HansaError: The job failed; the status file says so, too.
+        """
+        if delivery.delivered(self.mailbox, self.job.order):
+            log.info("The update of %s is there already.", self.job.order.assignment)
+            return
+        self.status.enter("starting")
+        try:
+            if self.job.order.kind == "evaluate":
+                self._evaluate_version()
+            else:
+                self._train()
+        except Exception as error:
+            failure = as_hansa_error(error)
+            log.exception("Job failed: %s", failure.message)
+            self.status.fail(failure)
+            if failure is error:
+                raise
+            raise failure from error
+        self.status.enter("done")
+
+    def _train(self) -> None:
+        order = self.job.order
+        task = build_task(self.job)
+        batches = self.batches(task)
+        test = self._test(task) if order.evaluate else ()
+        binding = bind(self.job, self.mailbox)
+        trainer, progress = self._trainer(binding)
+        self.timings.startup_s = time.monotonic() - self.started
+        self.status.enter("training", base=binding.version)
+        progress = self._steps(trainer, batches, progress)
+        losses = self._losses(trainer, test) if self.stop.reason is None else {}
+        self.status.enter("saving")
+        self.timings.train_s = progress.train_s
+        result = Result(progress, losses, self.timings)
+        delivery.deliver_update(self.mailbox, order, result, trainer.tensors())
+
+    def batches(self, task: Task) -> Batches:
+        """Return the order's batches of the facility's training examples.
+
+        Raises:
+            SpecError: The order's `work` or `steps`, or the groups, make no sense.
+            WorkerError: There is no example.
+        """
+        order = self.job.order
+        work = trainer_plugin(order.model.trainer).work_options
+        batch = int(validated(work, order.work, "work").model_dump()["batch"])
+        return Batches(
+            task.load("train", self.job.task.splits),
+            batch,
+            seed=order.seed,
+            facility=order.facility,
+            first=(max(order.round, 1) - 1) * ordered_steps(self.job),
+        )
+
+    def _trainer(self, binding: Binding) -> tuple[Trainer, Progress]:
+        """Build the trainer at the version, or at the checkpoint if it can be read."""
+        delivery.verify_version(binding.directory)
+        trainer = self._loaded(binding)
+        if binding.checkpoint is None:
+            return trainer, binding.progress
+        try:
+            trainer.restore(binding.checkpoint)
+        except WorkerError as error:
+            log.warning("Starting again from version %d: %s", binding.version, error)
+            return self._loaded(binding), Progress(base=binding.version)
+        return trainer, binding.progress
+
+    def _loaded(self, binding: Binding) -> Trainer:
+        trainer = build_trainer(self.job, binding.directory)
+        with reader(binding.directory) as version:
+            trainer.load(version.read)
+        return trainer
+
+    def _steps(
+        self, trainer: Trainer, batches: Batches, progress: Progress
+    ) -> Progress:
+        steps = ordered_steps(self.job)
+        saved_at, save_s = time.monotonic(), 0.0
+        while progress.step < steps and self.stop.reason is None:
+            progress = self._step(trainer, batches[progress.step], progress)
+            pause = max(self.job.checkpoint_s, save_s / CHECKPOINT_SHARE)
+            if progress.step < steps and time.monotonic() - saved_at >= pause:
+                save_s = self._save(trainer, progress)
+                saved_at = time.monotonic()
+        if progress.step < steps:
+            log.warning("Stopping at step %d: %s.", progress.step, self.stop.reason)
+            if progress.step == 0:
+                raise WorkerError(
+                    f"The job had to stop before its first step: {self.stop.reason}.",
+                    hint="Ask for a longer walltime if this happens again.",
+                    transient=True,
+                )
+            self._save(trainer, progress)
+        return progress
+
+    def _step(
+        self, trainer: Trainer, batch: Sequence[Example], progress: Progress
+    ) -> Progress:
+        began = time.monotonic()
+        loss = trainer.step(batch)
+        if not math.isfinite(loss):
+            raise WorkerError(
+                f"The training loss became {loss} at step {progress.step + 1} of "
+                f"{self.job.order.steps}.",
+                hint="Lower the learning rate (`work.lr`) of this facility.",
+            )
+        progress = progress.after(loss, len(batch), time.monotonic() - began)
+        rate = progress.samples / max(progress.train_s, 1e-9)
+        self.status.beat(progress.step, loss, rate)
+        return progress
+
+    def _save(self, trainer: Trainer, progress: Progress) -> float:
+        """Write a checkpoint and return the seconds it took."""
+        began = time.monotonic()
+        order = self.job.order
+        files = self.mailbox.job(order.assignment, self.job.number)
+        checkpoint.save(files.checkpoint, progress, trainer)
+        seconds = time.monotonic() - began
+        self.timings.write_s += seconds
+        return seconds
+
+    def _test(self, task: Task) -> Sequence[Example]:
+        return task.load("test", self.job.task.test_splits)
+
+    def _losses(self, trainer: Trainer, test: Sequence[Example]) -> Mapping[str, float]:
+        """Return the test loss by task; nothing if the job has to stop meanwhile."""
+        if not test:
+            return {}
+        self.status.enter("evaluating")
+        began = time.monotonic()
+        try:
+            return trainer.evaluate(self._watched(test))
+        except Interrupted as why:
+            log.warning("The evaluation is left out: %s.", why)
+            return {}
+        finally:
+            self.timings.eval_s = time.monotonic() - began
+
+    def _watched(self, examples: Sequence[Example]) -> Iterator[Example]:
+        """Yield the examples with heartbeats, until it is time to stop."""
+        for example in examples:
+            self.stop.check()
+            self.status.beat()
+            yield example
+
+    def _evaluate_version(self) -> None:
+        test = self._test(build_task(self.job))
+        binding = bind(self.job, self.mailbox)
+        trainer, _ = self._trainer(binding)
+        self.timings.startup_s = time.monotonic() - self.started
+        self.status.enter("evaluating", base=binding.version)
+        losses = self._losses(trainer, test)
+        if not losses:
+            raise WorkerError(
+                f"The evaluation of version {binding.version} was stopped: "
+                f"{self.stop.reason or 'there is no test example'}.",
+                transient=self.stop.reason is not None,
+            )
+        self.status.enter("saving")
+        result = Result(binding.progress, losses, self.timings)
+        delivery.deliver_evaluation(self.mailbox, self.job.order, result)
+
+
+def build_task(job: Job) -> Task:
+    """Return the task of a job; raises PluginError or SpecError."""
+    plugin = task_plugin(job.task.name)
+    options = validated(plugin.options, job.task.options, "task.options")
+    job.task.cache.mkdir(parents=True, exist_ok=True)
+    task: Task = resolve(plugin.target)(job.task.source, job.task.cache, options)
+    return task
+
+
+def build_trainer(job: Job, version: Path) -> Trainer:
+    """Return the job's trainer, for the version in a folder, not loaded yet."""
+    order = job.order
+    plugin = trainer_plugin(order.model.trainer)
+    context = TrainerContext(
+        source=order.model.source,
+        dtype=order.model.dtype,
+        model_options=validated(
+            plugin.model_options, order.model.options, "model.options"
+        ),
+        work=validated(plugin.work_options, order.work, "work"),
+        seed=derive_seed("trainer", order.seed, order.facility, order.round),
+        assets=version,
+        modules=job.modules,
+    )
+    trainer: Trainer = resolve(plugin.target)(context)
+    return trainer
+
+
+def ordered_steps(job: Job) -> int:
+    """Return the number of steps of a training order.
+
+    Raises:
+        SpecError: The order has none.
+    """
+    if job.order.steps is None:
+        raise SpecError(f"The order {job.order.assignment} has no `steps`.")
+    return job.order.steps
+
+
+def as_hansa_error(error: Exception) -> HansaError:
+    """Return any failure as one that crosses to the server.
+
+    Lack of memory and errors of the operating system may pass, so they are
+    transient; everything else is a fault of the order, the data or the code.
+    """
+    if isinstance(error, HansaError):
+        return error
+    # torch.OutOfMemoryError by name, as torch may not be installed here.
+    transient = isinstance(error, OSError | MemoryError) or (
+        type(error).__name__ == "OutOfMemoryError"
+    )
+    return WorkerError(
+        f"{type(error).__name__}: {error}",
+        hint="The traceback is in the job's log.txt.",
+        transient=transient,
+    )

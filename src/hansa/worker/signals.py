@@ -1,0 +1,72 @@
+"""When a job has to stop early: a signal came, or its walltime is nearly over."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+"""Slurm warns with the first (`--signal`); Slurm and PBS end jobs with the second."""
+
+RESERVE_SHARE, LONGEST_RESERVE = 0.1, 60.0
+"""The last part of the walltime is kept for checkpoint and update (share, seconds)."""
+
+
+class Interrupted(Exception):
+    """The job has to stop; raised out of an evaluation."""
+
+
+class Stop:
+    """Says whether and why to stop; asked after every step.
+
+    Args:
+        deadline: Time of `time.monotonic` from which on to stop, or None.
+    """
+
+    def __init__(self, deadline: float | None = None) -> None:
+        self._deadline = deadline
+        self._signal: str | None = None
+
+    def request(self, number: int) -> None:
+        """Ask to stop, because signal `number` came."""
+        self._signal = signal.Signals(number).name
+
+    @property
+    def reason(self) -> str | None:
+        """Why to stop, or None."""
+        if self._signal is not None:
+            return f"signal {self._signal}"
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            return "walltime nearly over"
+        return None
+
+    def check(self) -> None:
+        """Raise `Interrupted` if it is time to stop."""
+        if reason := self.reason:
+            raise Interrupted(reason)
+
+
+def deadline(started: float, walltime: float | None) -> float | None:
+    """Return when to stop a job of `walltime` seconds that began at `started`."""
+    if walltime is None:
+        return None
+    return started + walltime - min(RESERVE_SHARE * walltime, LONGEST_RESERVE)
+
+
+@contextmanager
+def listening(stop: Stop, signals: Iterable[int] = SIGNALS) -> Iterator[None]:
+    """Let the signals set `stop` instead of ending the process."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        del frame
+        stop.request(number)
+
+    older = {number: signal.signal(number, handle) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in older.items():
+            signal.signal(number, handler)

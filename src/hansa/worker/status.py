@@ -1,0 +1,76 @@
+"""The worker's heartbeat, `status.json`, for the site agent's polls."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+
+from hansa.core.errors import HansaError, StoreError
+from hansa.mailbox.files import write_json
+from hansa.worker.job import SCHEMA
+
+log = logging.getLogger(__name__)
+
+
+class Status:
+    """Writes the status file, replaced atomically.
+
+    A status that can't be written is logged and does not stop the training.
+
+    Args:
+        path: The file.
+        steps: Steps ordered; None for an evaluation.
+        every: Shortest time between two heartbeats, in seconds.
+    """
+
+    def __init__(self, path: Path, steps: int | None, every: float) -> None:
+        self._path = path
+        self._every = every
+        self._written = float("-inf")
+        self._fields: dict[str, object] = {
+            "schema": SCHEMA,
+            "phase": "starting",
+            "base": None,
+            "step": 0,
+            "steps": steps,
+            "loss": None,
+            "samples_per_s": None,
+            "at": 0.0,
+            "pid": os.getpid(),
+            "host": os.uname().nodename,
+            "error": None,
+        }
+
+    def enter(self, phase: str, *, base: int | None = None) -> None:
+        """Write a new phase: starting, training, evaluating, saving, done."""
+        self._fields["phase"] = phase
+        if base is not None:
+            self._fields["base"] = base
+        self._write()
+
+    def beat(
+        self,
+        step: int | None = None,
+        loss: float | None = None,
+        samples_per_s: float | None = None,
+    ) -> None:
+        """Take new numbers and write them if the last heartbeat is old enough."""
+        if step is not None:
+            self._fields.update(step=step, loss=loss, samples_per_s=samples_per_s)
+        if time.monotonic() - self._written >= self._every:
+            self._write()
+
+    def fail(self, error: HansaError) -> None:
+        """Write the phase "failed" with the error."""
+        self._fields.update(phase="failed", error=error.to_json())
+        self._write()
+
+    def _write(self) -> None:
+        self._fields["at"] = time.time()
+        self._written = time.monotonic()
+        try:
+            write_json(self._path, self._fields)
+        except (OSError, StoreError) as error:
+            log.warning("The status could not be written: %s", error)

@@ -1,0 +1,1 @@
+"""Tasks: a facility's data as examples, in groups and splits."""

@@ -1,0 +1,1 @@
+"""Trainers: a model with its optimizer, built from a version and options."""

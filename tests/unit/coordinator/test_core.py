@@ -1,0 +1,362 @@
+"""The pure core: budgets, evaluation, ending, what is pending after a crash."""
+
+from __future__ import annotations
+
+import pytest
+
+from hansa.coordinator.core import WALL_CLOCK, Coordinator, Plan, Stop
+from hansa.core.commands import (
+    Aggregate,
+    Assign,
+    Command,
+    Evaluate,
+    Finish,
+    SetTimer,
+    Withdraw,
+)
+from hansa.core.events import (
+    AssignmentFailed,
+    EvaluationReported,
+    Event,
+    FacilityLost,
+    FacilityReady,
+    JobEnded,
+    JobQueued,
+    JobStarted,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    TimerFired,
+    UpdateArrived,
+    VersionPublished,
+)
+from hansa.strategy.base import StrategyContext
+from hansa.strategy.fedavg import FedAvg, FedAvgOptions
+
+STARTED = RunStarted(
+    at=0.0, run="r", plan="p", seed=0, facilities=("a", "b"), started=1e9
+)
+
+
+def make(
+    every: int = 1, stop: Stop | None = None, evaluators: tuple[str, ...] = ("a", "b")
+) -> Coordinator:
+    names = ("a", "b")
+    plan = Plan(
+        facilities=names,
+        stop=stop or Stop(rounds=2),
+        evaluators=evaluators,
+        evaluate_every=every,
+    )
+    strategy = FedAvg(FedAvgOptions(), StrategyContext(facilities=names))
+    return Coordinator(plan, strategy)
+
+
+def feed(core: Coordinator, *events: Event) -> list[Command]:
+    return [command for event in events for command in core.handle(event)]
+
+
+def published(version: int, at: float = 0.0) -> VersionPublished:
+    return VersionPublished(
+        at=at, version=version, sha256=f"s{version}", bytes=9, seconds=0.1, terms=()
+    )
+
+
+def update(facility: str, round_: int) -> UpdateArrived:
+    return UpdateArrived(
+        at=0.0,
+        facility=facility,
+        assignment=f"train-{round_:04d}-{facility}-1",
+        base=round_ - 1,
+        steps=1,
+        samples=1,
+        partial=False,
+        bytes=1,
+    )
+
+
+def evaluated(version: int, facility: str = "a", attempt: int = 1) -> Event:
+    return EvaluationReported(
+        at=0.0,
+        facility=facility,
+        assignment=f"evaluate-{version:04d}-{facility}-{attempt}",
+        version=version,
+        loss=1.0 / (version + 1),
+        metrics={"accuracy": 0.5},
+    )
+
+
+def failed(assignment: str, facility: str) -> Event:
+    return AssignmentFailed(
+        at=0.0,
+        facility=facility,
+        assignment=assignment,
+        code="WORKER",
+        reason="It broke.",
+        transient=False,
+    )
+
+
+def lost(facility: str) -> Event:
+    return FacilityLost(at=0.0, facility=facility, code="X", reason="Silence.")
+
+
+def ended(assignment: str, facility: str, node_hours: float) -> Event:
+    return JobEnded(
+        at=0.0,
+        facility=facility,
+        assignment=assignment,
+        number=1,
+        job="1",
+        state="DONE",
+        reason="",
+        queue_wait=1.0,
+        run_s=1.0,
+        node_hours=node_hours,
+    )
+
+
+def kinds(commands: list[Command]) -> list[type]:
+    return [type(command) for command in commands]
+
+
+def test_a_whole_run_of_two_rounds() -> None:
+    core = make()
+    assert feed(core, STARTED) == []
+    assert kinds(feed(core, published(0))) == [Assign, Assign, Evaluate]
+    assert feed(core, evaluated(0), update("a", 1)) == []
+    assert kinds(feed(core, update("b", 1))) == [Aggregate]
+    assert kinds(feed(core, published(1))) == [Assign, Assign, Evaluate]
+    feed(core, update("a", 2), evaluated(1))
+    assert kinds(feed(core, update("b", 2))) == [Aggregate]
+    assert kinds(feed(core, published(2))) == [Evaluate]
+    (finish,) = feed(core, evaluated(2))
+    assert finish == Finish(outcome="done", reason="2 rounds are done.")
+    assert core.pending() == [finish]
+    feed(core, RunFinished(at=9.0, outcome="done", reason="2 rounds are done."))
+    assert (core.outcome, core.newest, core.pending()) == ("done", 2, [])
+
+
+def test_versions_are_evaluated_every_so_often_and_the_last_always() -> None:
+    core = make(every=5, stop=Stop(rounds=1))
+    assert Evaluate in kinds(feed(core, STARTED, published(0)))
+    feed(core, update("a", 1), update("b", 1))
+    assert kinds(feed(core, published(1))) == [Evaluate]
+
+
+def test_the_wall_clock_is_a_timer_of_the_core() -> None:
+    core = make(stop=Stop(wall_clock=50.0))
+    assert feed(core, STARTED) == [SetTimer(timer=WALL_CLOCK, after=50.0)]
+    feed(core, published(0), evaluated(0), update("a", 1))
+    commands = feed(core, TimerFired(at=50.0, timer=WALL_CLOCK))
+    assert kinds(commands) == [Withdraw, Aggregate]
+    assert kinds(feed(core, published(1))) == [Evaluate]
+    (finish,) = feed(core, evaluated(1))
+    assert finish == Finish(outcome="done", reason="50 s of wall clock are over.")
+
+
+def test_node_hours_add_up_and_end_the_run() -> None:
+    core = make(stop=Stop(node_hours=1.0))
+    feed(core, STARTED, published(0), evaluated(0))
+    queued = JobQueued(
+        at=0.0, facility="a", assignment="train-0001-a-1", number=1, job="1", newest=0
+    )
+    feed(core, queued, ended("train-0001-a-1", "a", 0.6))
+    assert feed(core, ended("train-0001-a-1", "a", 0.6)) == []
+    assert core.snapshot()["node_hours"] == 0.6
+    commands = feed(core, ended("train-0001-b-1", "b", 0.4))
+    assert kinds(commands) == [Withdraw, Withdraw, Finish]
+    assert isinstance(commands[-1], Finish)
+    assert commands[-1].reason == "1.00 node-hours are spent."
+
+
+@pytest.mark.parametrize(
+    ("metric", "below", "ends"),
+    [("eval_loss", 0.6, True), ("eval_loss", 0.5, False), ("accuracy", 0.6, True)],
+)
+def test_a_target_ends_the_run(metric: str, below: float, ends: bool) -> None:
+    core = make(stop=Stop(rounds=9, target_metric=metric, target_below=below))
+    feed(core, STARTED, published(0), update("a", 1), update("b", 1), published(1))
+    commands = feed(core, evaluated(1))
+    assert (Withdraw in kinds(commands)) is ends
+    if ends:
+        # The evaluation of version 0 is still out; the run waits for it.
+        assert Finish in kinds(feed(core, evaluated(0)))
+
+
+def test_a_failed_evaluation_goes_to_the_next_facility_then_is_given_up() -> None:
+    core = make(stop=Stop(rounds=1))
+    feed(core, STARTED, published(0))
+    (again,) = feed(core, failed("evaluate-0000-a-1", "a"))
+    assert isinstance(again, Evaluate)
+    assert (again.facility, again.order.assignment) == ("b", "evaluate-0000-b-2")
+    assert feed(core, failed("evaluate-0000-b-2", "b")) == []
+    feed(core, update("a", 1), update("b", 1), published(1))
+    feed(core, failed("evaluate-0001-a-1", "a"))
+    (finish,) = feed(core, failed("evaluate-0001-b-2", "b"))
+    assert finish == Finish(outcome="done", reason="1 rounds are done.")
+
+
+def test_a_lost_evaluator_is_replaced() -> None:
+    core = make()
+    feed(core, STARTED, published(0))
+    (again,) = feed(core, lost("a"))
+    assert isinstance(again, Evaluate)
+    assert again.facility == "b"
+
+
+def test_losing_a_facility_makes_the_outcome_partial() -> None:
+    core = make(stop=Stop(rounds=1))
+    feed(core, STARTED, published(0), evaluated(0), lost("b"))
+    assert core.lost == ("b",)
+    assert kinds(feed(core, update("a", 1))) == [Aggregate]
+    feed(core, published(1))
+    (finish,) = feed(core, evaluated(1))
+    assert isinstance(finish, Finish)
+    assert finish.outcome == "partial"
+
+
+def test_a_facility_that_failed_last_makes_the_outcome_partial() -> None:
+    core = make(stop=Stop(rounds=1))
+    feed(core, STARTED, published(0), evaluated(0), update("a", 1))
+    feed(core, failed("train-0001-b-1", "b"), published(1))
+    (finish,) = feed(core, evaluated(1))
+    assert isinstance(finish, Finish)
+    assert finish.outcome == "partial"
+    assert core.snapshot()["failing"] == {"b": "It broke."}
+
+
+def test_the_strategy_giving_up_withdraws_everything() -> None:
+    core = make()
+    feed(core, STARTED, published(0), failed("train-0001-a-1", "a"))
+    commands = feed(core, failed("train-0001-b-1", "b"))
+    assert kinds(commands) == [Finish, Withdraw]
+    assert core.pending() == [commands[0]]
+
+
+def test_duplicates_change_nothing() -> None:
+    core = make()
+    feed(core, STARTED, published(0), evaluated(0), update("a", 1))
+    before = core.snapshot()
+    assert feed(core, update("a", 1), evaluated(0), published(0)) == []
+    assert feed(core, failed("train-0001-a-1", "a")) == []
+    assert core.snapshot() == before
+
+
+def test_results_of_unknown_assignments_are_ignored() -> None:
+    core = make()
+    feed(core, STARTED, published(0))
+    before = core.snapshot()
+    assert feed(core, update("a", 7), failed("train-0007-b-1", "b")) == []
+    assert core.snapshot() == before
+
+
+def test_what_is_pending_after_a_crash() -> None:
+    core = make(stop=Stop(rounds=2, wall_clock=100.0))
+    feed(core, STARTED, published(0), evaluated(0))
+    feed(
+        core,
+        JobQueued(
+            at=3.0,
+            facility="a",
+            assignment="train-0001-a-1",
+            number=1,
+            job="17",
+            newest=0,
+        ),
+        JobStarted(
+            at=4.0,
+            facility="a",
+            assignment="train-0001-a-1",
+            number=1,
+            job="17",
+            base=0,
+            queue_wait=1.0,
+        ),
+    )
+    feed(core, RunResumed(at=40.0))
+    assigns = [c for c in core.pending() if isinstance(c, Assign)]
+    assert [c.order.assignment for c in assigns] == ["train-0001-a-1", "train-0001-b-1"]
+    assert SetTimer(timer=WALL_CLOCK, after=60.0) in core.pending()
+    progress = core.progress("train-0001-a-1")
+    assert progress is not None
+    assert (progress.number, progress.job, progress.base) == (1, "17", 0)
+    assert core.needed_versions() == {0}
+    feed(core, update("a", 1), update("b", 1))
+    assert isinstance(core.pending()[0], Aggregate)
+    assert core.needed_versions() == {0}
+
+
+def test_withdrawn_jobs_that_did_not_end_are_withdrawn_again() -> None:
+    core = make(stop=Stop(wall_clock=50.0))
+    feed(core, STARTED, published(0), evaluated(0))
+    name = "train-0001-a-1"
+    feed(
+        core,
+        JobQueued(at=1.0, facility="a", assignment=name, number=1, job="1", newest=0),
+        update("b", 1),
+        TimerFired(at=50.0, timer=WALL_CLOCK),
+    )
+    again = [c for c in core.pending() if isinstance(c, Withdraw)]
+    assert [command.assignment for command in again] == [name]
+    feed(core, ended(name, "a", 0.1))
+    assert not [c for c in core.pending() if isinstance(c, Withdraw)]
+
+
+def test_a_second_job_of_an_assignment_binds_anew() -> None:
+    core = make()
+    feed(core, STARTED, published(0))
+    name = "train-0001-a-1"
+    for number in (1, 2):
+        feed(
+            core,
+            JobQueued(
+                at=1.0,
+                facility="a",
+                assignment=name,
+                number=number,
+                job=str(number),
+                newest=0,
+            ),
+        )
+    progress = core.progress(name)
+    assert progress is not None
+    assert (progress.number, progress.job, progress.base) == (2, "2", None)
+
+
+def test_stale_timers_are_not_passed_on() -> None:
+    core = make()
+    feed(core, STARTED, published(0))
+    digest = core.digest
+    assert feed(core, TimerFired(at=1.0, timer="patience-0001")) == []
+    assert core.digest == digest
+
+
+def test_a_lost_facility_that_is_back_works_again() -> None:
+    core = make()
+    feed(core, STARTED, published(0), evaluated(0), lost("b"))
+    (assign,) = feed(core, FacilityReady(at=5.0, facility="b"))
+    assert isinstance(assign, Assign)
+    assert assign.order.assignment == "train-0001-b-2"
+    assert core.lost == ()
+
+
+def test_the_digest_follows_every_decision() -> None:
+    one, two = make(), make()
+    for core in (one, two):
+        feed(core, STARTED, published(0))
+    assert one.digest == two.digest != ""
+    feed(one, evaluated(0), update("a", 1), update("b", 1))
+    feed(two, update("b", 1), evaluated(0), update("a", 1))
+    assert one.digest == two.digest
+    feed(one, published(1))
+    assert one.digest != two.digest
+
+
+def test_the_order_of_arrival_does_not_change_the_terms() -> None:
+    sums = []
+    for order in (("a", "b"), ("b", "a")):
+        core = make()
+        feed(core, STARTED, published(0))
+        sums.append(feed(core, *(update(name, 1) for name in order))[-1])
+    assert sums[0] == sums[1]

@@ -1,0 +1,630 @@
+"""Whole jobs on a mailbox: digits and softmax, in this process and in real ones."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hansa.core.errors import HansaError, IntegrityError, WorkerError
+from hansa.mailbox.paths import Mailbox
+from hansa.store.folder import reader
+from hansa.store.manifest import UpdateManifest, read_update_manifest
+from hansa.store.update import verify_update
+from hansa.store.versions import Store
+from hansa.worker import checkpoint
+from hansa.worker.__main__ import main
+from hansa.worker.base import Example
+from hansa.worker.initial import Request, write_initial
+from hansa.worker.job import Job
+from hansa.worker.options import DigitsOptions
+from hansa.worker.session import Session, as_hansa_error, build_task, build_trainer
+from hansa.worker.signals import Stop
+from hansa.worker.tasks.digits import Digits
+from hansa.worker.trainers.softmax import Softmax
+
+SECONDS = 60.0
+MODEL = {"trainer": "softmax", "source": "normal", "dtype": "float32", "options": {}}
+TASK = {"name": "digits", "options": {"parts": 2, "alpha": 1.0}}
+
+
+@dataclass
+class Place:
+    """A mailbox with version 0, and the jobs that a test makes there."""
+
+    root: Path
+
+    @property
+    def mailbox(self) -> Mailbox:
+        return Mailbox(self.root, "run")
+
+    def publish(self, version: int, seed: int) -> Path:
+        request = {"model": MODEL, "task": TASK, "seed": seed}
+        made = self.root.parent / f"made-{version}"
+        write_initial(Request.model_validate(request), made)
+        store = Store(self.root.parent / f"server-{version}", "float32")
+        store.import_initial(made)
+        target = self.mailbox.version(version)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        store.version_dir(0).rename(target)
+        manifest = target / "manifest.json"
+        data = json.loads(manifest.read_text())
+        manifest.write_text(json.dumps({**data, "version": version}))
+        return target
+
+    def job(
+        self,
+        number: int = 1,
+        assignment: str = "train-0001-a-1",
+        order: dict[str, Any] | None = None,
+        **fields: Any,
+    ) -> Path:
+        files = self.mailbox.job(assignment, number)
+        files.path.mkdir(parents=True, exist_ok=True)
+        content = {
+            "schema": 1,
+            "order": {
+                "schema": 1,
+                "run": "run",
+                "assignment": assignment,
+                "kind": assignment.partition("-")[0],
+                "facility": "a",
+                "round": 1,
+                "steps": 6,
+                "version": None,
+                "seed": 3,
+                "model": MODEL,
+                "task": TASK,
+                "work": {"batch": 16, "lr": 0.5, "momentum": 0.9},
+                "update": {"dtype": "float32"},
+                "evaluate": True,
+                **(order or {}),
+            },
+            "number": number,
+            "facility": "a",
+            "mailbox": str(self.mailbox.path),
+            "job_dir": str(files.path),
+            "task": {
+                **TASK,
+                "source": None,
+                "splits": ["part-0"],
+                "test_splits": None,
+                "cache": str(self.root / "cache"),
+            },
+            "heartbeat_s": 0.0,
+            "checkpoint_s": 3600.0,
+            **fields,
+        }
+        files.job.write_text(json.dumps(content))
+        return files.job
+
+    def status(self, number: int = 1, assignment: str = "train-0001-a-1") -> Any:
+        return json.loads(self.mailbox.job(assignment, number).status.read_text())
+
+    def bound(self, number: int = 1, assignment: str = "train-0001-a-1") -> Any:
+        return json.loads(self.mailbox.job(assignment, number).bound.read_text())
+
+    def update(self, assignment: str = "train-0001-a-1") -> UpdateManifest:
+        return read_update_manifest(self.mailbox.update(assignment))
+
+    def tensors(self, directory: Path) -> dict[str, Any]:
+        with reader(directory) as folder:
+            return {name: folder.read(name) for name in folder.names}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    found = Place(tmp_path / "mailbox")
+    found.publish(0, seed=1)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def read_job(path: Path) -> Job:
+    return Job.model_validate_json(path.read_text())
+
+
+def trained(place: Place, path: Path, steps: int) -> Softmax:
+    """Do the job's steps by hand, over the batches it must have seen."""
+    job = read_job(path)
+    trainer = build_trainer(job, place.mailbox.version(0))
+    trainer.load(place.tensors(place.mailbox.version(0)).__getitem__)
+    session = Session(job, Stop(), 0.0)
+    batches = session.batches(build_task(job))
+    for step in range(steps):
+        trainer.step(batches[step])
+    assert isinstance(trainer, Softmax)
+    return trainer
+
+
+def fails(path: Path, kind: type[HansaError], words: str) -> HansaError:
+    job = read_job(path)
+    with pytest.raises(kind, match=words) as info:
+        Session(job, Stop(), 0.0).run()
+    return info.value
+
+
+def on_step(
+    monkeypatch: pytest.MonkeyPatch, act: Callable[[int, float], float]
+) -> None:
+    """Let `act(number of the call, loss)` replace the loss of every step."""
+    original, calls = Softmax.step, [0]
+
+    def step(self: Softmax, batch: Sequence[Example]) -> float:
+        calls[0] += 1
+        return act(calls[0], original(self, batch))
+
+    monkeypatch.setattr(Softmax, "step", step)
+
+
+def test_a_job_delivers_local_minus_base(place: Place) -> None:
+    path = place.job()
+    assert main(["run", str(path)]) == 0
+    update = place.update()
+    local = trained(place, path, 6)
+    base = place.tensors(place.mailbox.version(0))
+    deltas = place.tensors(place.mailbox.update("train-0001-a-1"))
+    for name, value in local.tensors():
+        np.testing.assert_array_equal(deltas[name], value - base[name])
+    assert (update.base, update.steps, update.samples) == (0, 6, 96)
+    assert not update.partial
+    assert (update.facility, update.dtype) == ("a", "float32")
+
+
+def test_what_the_manifest_measures(place: Place) -> None:
+    path = place.job(order={"update": {"dtype": "bfloat16"}})
+    assert main(["run", str(path)]) == 0
+    update = place.update()
+    test = Digits(None, place.root, DigitsOptions()).load("test", None)
+    losses = trained(place, path, 6).evaluate(test)
+    assert update.losses == losses
+    assert update.metrics["eval_loss"] == fmean(losses.values())
+    assert update.metrics["train_loss_last"] < update.metrics["train_loss"]
+    assert update.metrics["samples_per_s"] == pytest.approx(
+        96 / update.timings["train_s"]
+    )
+    assert set(update.timings) == {"startup_s", "train_s", "eval_s", "write_s"}
+    assert all(seconds > 0 for seconds in update.timings.values())
+    status = place.status()
+    assert (status["phase"], status["step"], status["steps"]) == ("done", 6, 6)
+    assert (status["base"], status["error"]) == (0, None)
+    assert place.bound()["base"] == 0
+
+
+def test_update_passes_the_servers_checks(place: Place) -> None:
+    assert main(["run", str(place.job(order={"evaluate": False}))]) == 0
+    store = Store(place.root.parent / "check", "float32")
+    store.import_initial(place.root.parent / "made-0")
+    update = verify_update(
+        place.mailbox.update("train-0001-a-1"), store.manifest(0), expected_base=0
+    )
+    assert "eval_loss" not in update.metrics
+    assert update.losses == {}
+
+
+def test_newest_version_at_the_start_is_bound(place: Place) -> None:
+    path = place.job()
+    place.publish(4, seed=2)
+    assert main(["run", str(path)]) == 0
+    assert place.update().base == place.bound()["base"] == 4
+
+
+def test_requeued_job_stays_with_its_version(place: Place) -> None:
+    path = place.job()
+    place.mailbox.job("train-0001-a-1", 1).bound.write_text(
+        '{"schema": 1, "base": 0, "at": 1.0}'
+    )
+    place.publish(4, seed=2)
+    assert main(["run", str(path)]) == 0
+    assert place.update().base == 0
+    assert place.bound()["at"] == 1.0
+
+
+def test_running_it_again_changes_nothing(place: Place) -> None:
+    path = place.job()
+    assert main(["run", str(path)]) == 0
+    before = (place.mailbox.update("train-0001-a-1") / "manifest.json").read_bytes()
+    assert main(["run", str(place.job(number=2))]) == 0
+    after = (place.mailbox.update("train-0001-a-1") / "manifest.json").read_bytes()
+    assert after == before
+    assert not place.mailbox.job("train-0001-a-1", 2).status.exists()
+
+
+def test_faster_job_of_the_assignment_wins(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def act(call: int, loss: float) -> float:
+        if call == 3:  # job 2 starts late, and ends before job 1 does
+            monkeypatch.undo()
+            assert main(["run", str(place.job(number=2))]) == 0
+        return loss
+
+    on_step(monkeypatch, act)
+    assert main(["run", str(place.job())]) == 0
+    assert place.status(1)["phase"] == place.status(2)["phase"] == "done"
+    assert place.update().steps == 6
+
+
+def test_second_round_sees_the_next_samples(place: Place) -> None:
+    jobs = [
+        read_job(place.job(assignment=f"train-000{r}-a-1", order={"round": r}))
+        for r in (1, 2)
+    ]
+    streams = []
+    for job in jobs:
+        batches = Session(job, Stop(), 0.0).batches(build_task(job))
+        streams.append({e.input.tobytes() for step in range(6) for e in batches[step]})
+    assert len(streams[0]) == len(streams[1]) == 96
+    assert streams[0].isdisjoint(streams[1])
+
+
+def test_evaluation_of_a_version(place: Place) -> None:
+    place.publish(1, seed=2)
+    name = "evaluate-0001-a-1"
+    order = {"version": 0, "steps": None}
+    assert main(["run", str(place.job(assignment=name, order=order))]) == 0
+    update = place.update(name)
+    job = read_job(place.mailbox.job(name, 1).job)
+    trainer = build_trainer(job, place.mailbox.version(0))
+    trainer.load(place.tensors(place.mailbox.version(0)).__getitem__)
+    losses = trainer.evaluate(build_task(job).load("test", None))
+    assert (update.kind, update.base, update.losses) == ("evaluation", 0, losses)
+    assert update.metrics == {"eval_loss": fmean(losses.values())}
+    assert (update.files, update.tensors) == ({}, {})
+    assert place.status(assignment=name)["phase"] == "done"
+
+
+def test_version_that_is_not_there_is_transient(place: Place) -> None:
+    name = "evaluate-0001-a-1"
+    path = place.job(assignment=name, order={"version": 7, "steps": None})
+    assert fails(path, WorkerError, "does not hold version 7").transient
+
+
+def test_damaged_version_is_refused(place: Place) -> None:
+    file = next(place.mailbox.version(0).glob("model-*.safetensors"))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    fails(place.job(), IntegrityError, "sha256")
+    assert place.status()["error"]["code"] == "STORE_INTEGRITY"
+
+
+@pytest.mark.parametrize(
+    ("order", "fields", "words"),
+    [
+        ({"work": {"batch": 0}}, {}, "work: batch: .*greater"),
+        ({"work": {"batsh": 4}}, {}, "work: batsh: "),
+        ({"steps": None}, {}, "has no `steps`"),
+        ({"model": {**MODEL, "trainer": "softmac"}}, {}, "no trainer 'softmac'"),
+        ({}, {"task": {**TASK, "splits": ["part-7"], "cache": "c"}}, "no group"),
+    ],
+)
+def test_bad_orders_fail_before_the_first_step(
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    order: dict[str, Any],
+    fields: dict[str, Any],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    error = fails(place.job(order=order, **fields), HansaError, words)
+    assert not error.transient
+    status = place.status()
+    assert (status["phase"], status["step"]) == ("failed", 0)
+    assert status["error"] == error.to_json()
+
+
+def test_module_that_is_not_allowed_is_refused(place: Place) -> None:
+    model = {"trainer": "torch-module", "source": "os:system"}
+    path = place.job(order={"model": model, "work": {}}, modules=["mine:net"])
+    fails(path, HansaError, "does not allow the model 'os:system'")
+    assert place.status()["error"]["code"] == "FACILITY_REFUSES"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_loss_that_is_not_finite_ends_the_job(
+    place: Place, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    on_step(monkeypatch, lambda call, loss: value if call == 4 else loss)
+    error = fails(place.job(), WorkerError, f"became {value} at step 4 of 6")
+    assert not error.transient
+    assert place.status()["step"] == 3
+    assert not place.mailbox.updates.exists()
+
+
+@pytest.mark.parametrize(
+    ("raised", "transient"),
+    [
+        (OSError(5, "Input/output error"), True),
+        (MemoryError("no memory"), True),
+        (ValueError("a bug"), False),
+    ],
+)
+def test_crash_is_in_the_status(
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    raised: Exception,
+    transient: bool,
+) -> None:
+    def act(call: int, loss: float) -> float:
+        raise raised
+
+    on_step(monkeypatch, act)
+    assert main(["run", str(place.job())]) == 1
+    error = place.status()["error"]
+    assert (error["code"], error["transient"]) == ("WORKER", transient)
+    assert type(raised).__name__ in error["message"]
+    assert "Traceback" in caplog.text
+
+
+def test_gpu_out_of_memory_is_transient() -> None:
+    class OutOfMemoryError(RuntimeError):
+        pass
+
+    assert as_hansa_error(OutOfMemoryError("CUDA out of memory")).transient
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_signal_returns_the_partial_work(
+    place: Place, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def act(call: int, loss: float) -> float:
+        if call == 4:
+            os.kill(os.getpid(), number)
+        return loss
+
+    on_step(monkeypatch, act)
+    path = place.job()
+    assert main(["run", str(path)]) == 0
+    update = place.update()
+    assert (update.partial, update.steps, update.samples) == (True, 4, 64)
+    assert "eval_loss" not in update.metrics
+    monkeypatch.undo()
+    base = place.tensors(place.mailbox.version(0))
+    deltas = place.tensors(place.mailbox.update("train-0001-a-1"))
+    for name, value in trained(place, path, 4).tensors():
+        np.testing.assert_array_equal(deltas[name], value - base[name])
+    saved = list(checkpoint.saved(place.mailbox, "train-0001-a-1", 1))
+    assert [progress.step for _, progress in saved] == [4]
+
+
+def test_signal_before_the_first_step_is_a_transient_failure(place: Place) -> None:
+    stop = Stop()
+    stop.request(signal.SIGTERM)
+    with pytest.raises(WorkerError, match="before its first step: signal SIG") as info:
+        Session(read_job(place.job()), stop, 0.0).run()
+    assert info.value.transient
+    assert place.status()["phase"] == "failed"
+    assert not place.mailbox.updates.exists()
+
+
+def test_signal_during_the_evaluation_skips_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, original = Stop(), Softmax.evaluate
+
+    def evaluate(self: Softmax, examples: Iterator[Example]) -> Any:
+        stop.request(signal.SIGUSR1)
+        return original(self, examples)
+
+    monkeypatch.setattr(Softmax, "evaluate", evaluate)
+    Session(read_job(place.job()), stop, 0.0).run()
+    update = place.update()
+    assert (update.partial, update.steps) == (False, 6)
+    assert update.losses == {}
+
+
+def test_walltime_ends_the_training_in_time(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = Stop()
+
+    def act(call: int, loss: float) -> float:
+        if call == 2:
+            stop._deadline = 0.0
+        return loss
+
+    on_step(monkeypatch, act)
+    Session(read_job(place.job()), stop, 0.0).run()
+    assert (place.update().partial, place.update().steps) == (True, 2)
+
+
+def crash_at(place: Place, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Run job 1 with a checkpoint after every step, and let it die."""
+
+    def act(call: int, loss: float) -> float:
+        if call == step:
+            raise MemoryError
+        return loss
+
+    on_step(monkeypatch, act)
+    assert main(["run", str(place.job(checkpoint_s=0.0))]) == 1
+    monkeypatch.undo()
+
+
+@pytest.fixture
+def eager() -> Iterator[None]:
+    """Write checkpoints as often as asked, however slow the disk is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hansa.worker.session.CHECKPOINT_SHARE", 1e9)
+        yield
+
+
+def test_next_job_resumes_and_ends_in_the_same_bits(
+    place: Place, monkeypatch: pytest.MonkeyPatch, eager: None
+) -> None:
+    crash_at(place, monkeypatch, 5)
+    place.publish(4, seed=2)
+    calls: list[int] = []
+    on_step(monkeypatch, lambda call, loss: calls.append(call) or loss)
+    assert main(["run", str(place.job(number=2))]) == 0
+    assert len(calls) == 2
+    monkeypatch.undo()
+    update = place.update()
+    assert (update.base, update.steps, update.samples) == (0, 6, 96)
+    assert place.bound(2)["base"] == 0
+    base = place.tensors(place.mailbox.version(0))
+    deltas = place.tensors(place.mailbox.update("train-0001-a-1"))
+    for name, value in trained(place, place.job(number=2), 6).tensors():
+        assert (value - base[name]).tobytes() == deltas[name].tobytes(), name
+
+
+def test_resumed_training_loss_is_over_all_steps(
+    place: Place, monkeypatch: pytest.MonkeyPatch, eager: None, tmp_path: Path
+) -> None:
+    crash_at(place, monkeypatch, 5)
+    assert main(["run", str(place.job(number=2))]) == 0
+    other = Place(tmp_path / "other" / "mailbox")
+    other.publish(0, seed=1)
+    assert main(["run", str(other.job())]) == 0
+    assert place.update().metrics["train_loss"] == other.update().metrics["train_loss"]
+    assert place.update().losses == other.update().losses
+
+
+def test_damaged_checkpoint_is_passed_over(
+    place: Place, monkeypatch: pytest.MonkeyPatch, eager: None
+) -> None:
+    crash_at(place, monkeypatch, 5)
+    directory = place.mailbox.job("train-0001-a-1", 1).checkpoint
+    (directory / "00000004" / "state.safetensors").write_bytes(b"")
+    calls: list[int] = []
+    on_step(monkeypatch, lambda call, loss: calls.append(call) or loss)
+    assert main(["run", str(place.job(number=2))]) == 0
+    assert len(calls) == 3
+
+
+def test_checkpoint_of_a_version_that_is_gone_is_passed_over(
+    place: Place, monkeypatch: pytest.MonkeyPatch, eager: None
+) -> None:
+    crash_at(place, monkeypatch, 5)
+    place.publish(4, seed=2)
+    place.mailbox.version(0).rename(place.root.parent / "gone")
+    assert main(["run", str(place.job(number=2))]) == 0
+    assert (place.update().base, place.update().steps) == (4, 6)
+
+
+def test_checkpoint_that_can_not_be_restored_means_a_new_start(
+    place: Place, monkeypatch: pytest.MonkeyPatch, eager: None
+) -> None:
+    crash_at(place, monkeypatch, 5)
+
+    def restore(self: Softmax, directory: Path) -> None:
+        self._tensors["bias"][:] = 7
+        raise WorkerError("Another library wrote this.")
+
+    monkeypatch.setattr(Softmax, "restore", restore)
+    path = place.job(number=2)
+    assert main(["run", str(path)]) == 0
+    deltas = place.tensors(place.mailbox.update("train-0001-a-1"))
+    base = place.tensors(place.mailbox.version(0))
+    for name, value in trained(place, path, 6).tensors():
+        np.testing.assert_array_equal(deltas[name], value - base[name])
+
+
+def test_unreadable_job_says_so_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "job.json"
+    path.write_text('{"schema": 1}')
+    assert main(["run", str(path)]) == 1
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["error"]["code"] == "SPEC_INVALID"
+
+
+# Real processes ---------------------------------------------------------------
+
+
+def start(path: Path, code: str = "") -> subprocess.Popen[str]:
+    """Start the worker as a process of its own; `code` runs in it first."""
+    runner = f"import sys\n{code}\nfrom hansa.worker.__main__ import main\n"
+    return subprocess.Popen(
+        [sys.executable, "-c", f"{runner}sys.exit(main(['run', {str(path)!r}]))"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+BLOCK_AT = """
+from hansa.worker.trainers.softmax import Softmax
+step, calls = Softmax.step, []
+def blocking(self, batch):
+    calls.append(1)
+    if len(calls) == {call}:
+        print("there", file=sys.stderr, flush=True)
+        {wait}
+    return step(self, batch)
+Softmax.step = blocking
+import hansa.worker.session
+hansa.worker.session.CHECKPOINT_SHARE = 1e9
+"""
+
+
+def wait_for(process: subprocess.Popen[str], words: str) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if words in line:
+            return
+    raise AssertionError(f"the process ended without {words!r}")
+
+
+@pytest.mark.integration
+def test_whole_job_in_a_process_without_torch(place: Place) -> None:
+    path = place.job()
+    report = "import atexit; atexit.register(lambda: print('torch' in sys.modules, "
+    with start(path, report + "file=sys.stderr))") as process:
+        _, words = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, words
+    assert words.strip().endswith("False")
+    assert place.update().steps == 6
+
+
+@pytest.mark.integration
+def test_killed_job_is_resumed_by_the_next(place: Place) -> None:
+    wait = "import signal; signal.pause()"
+    code = BLOCK_AT.format(call=4, wait=wait)
+    with start(place.job(checkpoint_s=0.0), code) as process:
+        wait_for(process, "there")
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert place.status()["step"] == 3
+    with start(place.job(number=2)) as process:
+        _, words = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, words
+    assert "step 3" in words
+    base = place.tensors(place.mailbox.version(0))
+    deltas = place.tensors(place.mailbox.update("train-0001-a-1"))
+    for name, value in trained(place, place.job(number=2), 6).tensors():
+        assert (value - base[name]).tobytes() == deltas[name].tobytes(), name
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_warned_process_returns_partial_work(place: Place, number: int) -> None:
+    # pause() returns once the handler has run, so the signal comes within step 3.
+    code = BLOCK_AT.format(call=3, wait="import signal; signal.pause()")
+    with start(place.job(), code) as process:
+        wait_for(process, "there")
+        process.send_signal(number)
+        _, words = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, words
+    assert (place.update().partial, place.update().steps) == (True, 3)

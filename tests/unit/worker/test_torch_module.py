@@ -1,0 +1,194 @@
+"""A user's torch model: allowed by name, trained, saved and continued bit by bit."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hansa.core.errors import PolicyError, SpecError, WorkerError
+from hansa.worker.base import Example, TrainerContext
+from hansa.worker.options import TorchModuleModelOptions, TorchModuleWorkOptions
+from hansa.worker.trainers.torch_module import TorchModule, TorchParts, to_numpy
+from hansa.worker.trainers.torch_state import restore_torch, save_torch
+
+SOURCE = "hansa_test_net:build"
+
+
+class Net(nn.Module):
+    """Has all that must survive: dropout (generator), batch norm (buffers)."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, hidden)
+        self.norm = nn.BatchNorm1d(hidden)
+        self.drop = nn.Dropout(0.5)
+        self.last = nn.Linear(hidden, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.drop(torch.relu(self.norm(self.first(x)))))
+
+
+def mean_square(model: nn.Module, batch: Sequence[Example]) -> torch.Tensor:
+    x = torch.tensor(np.stack([e.input for e in batch]))
+    y = torch.tensor([[float(e.output)] for e in batch])
+    return nn.functional.mse_loss(model(x), y)
+
+
+@pytest.fixture(autouse=True)
+def module() -> Iterator[ModuleType]:
+    found = ModuleType("hansa_test_net")
+
+    def build(seed: int, options: dict[str, int]) -> TorchParts:
+        torch.manual_seed(seed)
+        return TorchParts(model=Net(**options), loss=mean_square)
+
+    found.build = build  # type: ignore[attr-defined]
+    found.nothing = lambda seed, options: None  # type: ignore[attr-defined]
+    sys.modules["hansa_test_net"] = found
+    with torch.random.fork_rng():
+        yield found
+    del sys.modules["hansa_test_net"]
+
+
+def context(
+    source: str = SOURCE, modules: tuple[str, ...] = (SOURCE,), **work: object
+) -> TrainerContext:
+    return TrainerContext(
+        source=source,
+        dtype="float32",
+        model_options=TorchModuleModelOptions(arguments={"hidden": 8}),
+        work=TorchModuleWorkOptions.model_validate({"batch": 4, "lr": 0.05, **work}),
+        seed=11,
+        modules=modules,
+    )
+
+
+def batches(count: int) -> list[list[Example]]:
+    generator = np.random.default_rng(4)
+    return [
+        [Example("t", x, x.sum()) for x in generator.normal(size=(4, 4)).astype("f4")]
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        {"optimizer": "adamw", "weight_decay": 0.1},
+        {"optimizer": "sgd", "momentum": 0.9},
+        {"optimizer": "sgd"},
+    ],
+)
+def test_resume_is_bit_identical(tmp_path: Path, work: dict[str, object]) -> None:
+    data = batches(8)
+    whole = TorchModule(context(**work))
+    losses = [whole.step(batch) for batch in data]
+
+    first = TorchModule(context(**work))
+    for batch in data[:4]:
+        first.step(batch)
+    first.save(tmp_path)
+    torch.manual_seed(999)
+    second = TorchModule(context(**work))
+    second.restore(tmp_path)
+    assert [second.step(batch) for batch in data[4:]] == losses[4:]
+    for (name, expected), (_, value) in zip(
+        whole.tensors(), second.tensors(), strict=True
+    ):
+        assert expected.tobytes() == value.tobytes(), name
+
+
+def test_tensors_are_sorted_and_floating() -> None:
+    names = [name for name, _ in TorchModule(context()).tensors()]
+    assert names == sorted(names)
+    assert "norm.running_mean" in names
+    assert "norm.num_batches_tracked" not in names
+
+
+def test_load_gives_the_values_in_any_dtype() -> None:
+    source = TorchModule(context())
+    values = {n: t.astype(ml_dtypes.bfloat16) for n, t in source.tensors()}
+    target = TorchModule(context())
+    target.step(batches(1)[0])
+    target.load(values.__getitem__)
+    for name, tensor in target.tensors():
+        assert tensor.dtype == np.float32
+        np.testing.assert_array_equal(tensor, values[name].astype(np.float32))
+
+
+def test_load_refuses_another_shape() -> None:
+    with pytest.raises(WorkerError, match="has shape"):
+        TorchModule(context()).load(lambda name: np.zeros(3, np.float32))
+
+
+def test_evaluation_is_the_mean_by_task_and_moves_nothing() -> None:
+    model = TorchModule(context())
+    before = {n: t.copy() for n, t in model.tensors()}
+    data = [e for batch in batches(3) for e in batch]
+    mixed = [Example("ab"[i % 2], e.input, e.output) for i, e in enumerate(data)]
+    losses = model.evaluate(iter(mixed))
+    one = model.evaluate(iter([e for e in mixed if e.task == "a"]))
+    assert losses["a"] == pytest.approx(one["a"], rel=1e-6)
+    whole = model.evaluate(iter(data))["t"]
+    assert whole == pytest.approx((losses["a"] + losses["b"]) / 2, rel=1e-6)
+    for name, tensor in model.tensors():
+        np.testing.assert_array_equal(tensor, before[name])
+
+
+def test_function_that_the_facility_does_not_allow() -> None:
+    with pytest.raises(PolicyError, match="does not allow the model") as info:
+        TorchModule(context(modules=("other:function",)))
+    assert "other:function" in str(info.value.hint)
+
+
+@pytest.mark.parametrize("source", ["hansa_test_net:missing", "hansa_no_such:f", "x"])
+def test_function_that_can_not_be_imported(source: str) -> None:
+    with pytest.raises(SpecError, match="can't be imported"):
+        TorchModule(context(source, (source,)))
+
+
+def test_function_that_returns_something_else() -> None:
+    source = "hansa_test_net:nothing"
+    with pytest.raises(SpecError, match="returned NoneType, not TorchParts"):
+        TorchModule(context(source, (source,)))
+
+
+def test_bfloat16_keeps_its_bits() -> None:
+    tensor = torch.tensor([1.0, -2.5, 3e38]).to(torch.bfloat16)
+    array = to_numpy(tensor)
+    assert array.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(array.astype(np.float32), tensor.float().numpy())
+
+
+def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
+    small, large = nn.Linear(2, 2), nn.Linear(3, 2)
+    optimizers = [torch.optim.AdamW(m.parameters()) for m in (small, large)]
+    save_torch(tmp_path, dict(small.named_parameters()), optimizers[0])
+    with pytest.raises(WorkerError, match=r"'weight' is torch\.float32"):
+        restore_torch(tmp_path, dict(large.named_parameters()), optimizers[1])
+    with pytest.raises(WorkerError, match="only in one"):
+        restore_torch(tmp_path, {"weight": small.weight}, optimizers[0])
+
+
+def test_damaged_state_is_a_worker_error(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    save_torch(tmp_path, dict(model.named_parameters()), optimizer)
+    (tmp_path / "optimizer.json").write_text("{")
+    with pytest.raises(WorkerError, match="can't be restored"):
+        restore_torch(tmp_path, dict(model.named_parameters()), optimizer)
+
+
+def test_state_has_no_pickle(tmp_path: Path) -> None:
+    model = TorchModule(context())
+    model.step(batches(1)[0])
+    model.save(tmp_path)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json"}
