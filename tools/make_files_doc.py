@@ -48,7 +48,6 @@ strategy: {name: fedavg, quorum: 3, deadline: 2h}
 stop: {rounds: 8, wall_clock: "1-00:00:00", target: {metric: eval_loss, below: 0.5}}
 
 defaults:                      # beneath each facility
-  mover: posix
   job: {nodes: 2, time: "1:00:00"}
   work: {steps: 30, batch: 6, lr: 1e-4}
 
@@ -56,11 +55,13 @@ facilities:
   polaris:
     profile: alcf/polaris
     gateway: {type: local, site: sites/polaris.yaml}
+    mover: {type: posix, path: /projects/polaris/hansa}
     job: {queue: preemptable, account: PROJ}
     data: property_prediction
   frontier:
     profile: olcf/frontier
     gateway: {type: local, site: sites/frontier.yaml}
+    mover: {type: posix, path: /projects/frontier/hansa}
     data: molecule_description
     work: {batch: 8}           # steps and lr come from the defaults
 ```

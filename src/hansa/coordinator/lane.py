@@ -226,13 +226,13 @@ class Lane:
             self._emit(staged)
 
     async def _submit(self, job: Job) -> None:
+        if job.queued:
+            return
         newest = self._delivery.newest()
         order = self._settings.order(job.order)
         reply = await self._reach(
             rpc.submit(self._settings.run, order, job.number, self._settings.job)
         )
-        if job.queued:
-            return
         job.id, job.queued = str(reply["job"]), True
         self.view.job, self.view.newest_at_submit = job.id, newest
         self._emit(job.queued_event(self._settings.facility, newest))

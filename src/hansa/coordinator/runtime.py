@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
 
 from hansa.coordinator.core import Coordinator, at_time
 from hansa.coordinator.lane import Lane
@@ -189,14 +189,14 @@ class Runtime:
                 progress = self._core.progress(command.assignment)
                 self._lanes[command.facility].withdraw(command.assignment, progress)
             case Aggregate():
-                self._start(self._aggregate(command))
+                self._start(lambda: self._aggregate(command))
             case SetTimer():
                 self._set_timer(command)
             case ClearTimer():
                 if timer := self._timers.pop(command.timer, None):
                     timer.cancel()
             case Finish():
-                self._start(self._finish(command))
+                self._start(lambda: self._finish(command))
 
     def _set_timer(self, command: SetTimer) -> None:
         if old := self._timers.pop(command.timer, None):
@@ -220,16 +220,17 @@ class Runtime:
         for lane in self._lanes.values():
             lane.version_published()
         needed = self._core.needed_versions()
-        self._start(asyncio.to_thread(self._store.collect_garbage, self._keep, needed))
+        collect = self._store.collect_garbage
+        self._start(lambda: asyncio.to_thread(collect, self._keep, needed))
 
-    def _start(self, work: Coroutine[Any, Any, object]) -> None:
+    def _start(self, work: Callable[[], Awaitable[object]]) -> None:
         task = asyncio.create_task(self._guarded(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _guarded(self, work: Coroutine[Any, Any, object]) -> None:
+    async def _guarded(self, work: Callable[[], Awaitable[object]]) -> None:
         try:
-            await work
+            await work()
         except Exception as error:  # ends the run, in `run`
             self.fail(error)
 

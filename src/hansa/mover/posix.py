@@ -24,6 +24,7 @@ from hansa.mover.base import MANIFEST, Moved
 _READ_ONLY = 0o444
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_LASTING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 class PosixOptions(BaseModel):
@@ -43,8 +44,8 @@ class PosixOptions(BaseModel):
 class PosixMover:
     """Links or copies, in one thread; every file is verified by its sha256.
 
-    Versions are immutable, so putting one may link it; its files are made read-only
-    first. An update belongs to the facility, which might still write into it, so it
+    Versions are immutable, so putting one may link it; what is moved becomes
+    read-only. An update belongs to the facility, which might still write into it, so it
     is always copied.
 
     Args:
@@ -148,6 +149,7 @@ def _fill(
                 f"{record.bytes}, sha256 {digest[:12]} for {record.sha256[:12]}.",
                 hint="It was damaged or is still being written.",
             )
+        copy.chmod(_READ_ONLY)  # a version's bytes may be shared by many facilities
     (aside / MANIFEST).write_bytes(manifest)
     for entry in (*(aside / name for name in files), aside / MANIFEST, aside):
         _sync(entry)
@@ -168,7 +170,6 @@ def _reveal(aside: Path, target: Path, manifest: bytes) -> None:
 
 def _link_or_copy(origin: Path, copy: Path) -> None:
     try:
-        origin.chmod(_READ_ONLY)
         copy.hardlink_to(origin)
     except OSError as error:
         if error.errno not in _NO_LINK:
@@ -179,7 +180,6 @@ def _link_or_copy(origin: Path, copy: Path) -> None:
 def _copy(origin: Path, copy: Path) -> None:
     # A link stays a link, on which `_measure` stops: nothing outside is ever read.
     shutil.copyfile(origin, copy, follow_symlinks=False)
-    copy.chmod(_READ_ONLY, follow_symlinks=False)
 
 
 def _measure(path: Path) -> tuple[int, str]:
@@ -216,5 +216,6 @@ def _readable_errors(source: Path, target: Path) -> Iterator[None]:
             ) from error
         where = error.filename or source
         raise TransferError(
-            f"{source} can't be brought to {target}: {error.strerror} ({where})."
+            f"{source} can't be brought to {target}: {error.strerror} ({where}).",
+            transient=error.errno not in _LASTING,
         ) from error

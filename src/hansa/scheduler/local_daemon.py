@@ -200,7 +200,9 @@ def _reason(state: str, code: int, job: Job) -> str:
         return f"walltime of {job['time_s']:g} s is over"
     if state == "CANCELLED":
         return "cancelled while running"
-    return "" if code == 0 else f"exit code {code}"
+    if code < 0:
+        return f"killed by signal {-code}"
+    return f"exit code {code}" if code else ""
 
 
 def _read(path: Path) -> str:

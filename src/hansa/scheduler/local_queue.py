@@ -203,7 +203,7 @@ def submit(store: Store, script: Path, slots: int | None, idle_s: float) -> str:
         job["id"] = str(state["next"])
         state["next"] += 1
         state["jobs"].append(job)
-        _forget(store, state)
+        forget(store, state)
     ensure_daemon(store, idle_s)
     return job["id"]
 
@@ -296,7 +296,8 @@ def finish(
     job["exit_code"], job["ended"] = exit_code, ended
 
 
-def _forget(store: Store, state: State) -> None:
+def forget(store: Store, state: State) -> None:
+    """Drop jobs that ended long ago, and their files."""
     oldest = time.time() - KEEP_S
     old = [job for job in state["jobs"] if (job["ended"] or time.time()) < oldest]
     for job in old:

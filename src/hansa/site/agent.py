@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -158,12 +159,12 @@ class Agent:
         self, mailbox: Mailbox, ask: rpc.Submit, script: str
     ) -> tuple[str, bool]:
         """Return the job's id, and whether it had been submitted before."""
+        self._write_order(mailbox, ask.order)
         records = self._records(mailbox)
         files = mailbox.job(ask.order.assignment, ask.number)
         known = records.submitted(job_key(ask.order.assignment, ask.number))
         if known is None:
             policy.check_queue(self._site, ask.run, records.names_alive())
-            self._write_order(mailbox, ask.order)
             write_json(files.job, prepare.job_json(self._site, ask))
             write_text(files.script, script, mode=0o755)
         job = known or self._batch.submit(files.script)
@@ -229,5 +230,7 @@ def _remove_leftovers(versions: Path) -> None:
     if not versions.is_dir():
         return
     for entry in versions.glob(".*"):
-        if entry.lstat().st_mtime < time.time() - LEFTOVER_S and entry.is_dir():
-            shutil.rmtree(entry)
+        with suppress(FileNotFoundError):  # its mover has just renamed it
+            old = entry.lstat().st_mtime < time.time() - LEFTOVER_S
+            if old and entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)

@@ -87,6 +87,7 @@ class EvaluationSpec(Section):
 
     on: Names = Field(
         (),
+        min_length=1,
         description="facilities that may evaluate the global model; the first that is "
         "available does",
         json_schema_extra={"x-default": "all, in the order of the file"},

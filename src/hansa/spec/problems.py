@@ -58,11 +58,10 @@ class Document:
 
     def place(self, path: KeyPath) -> Place:
         """Return where `path`, or the nearest thing around it, was written."""
-        for end in range(len(path), -1, -1):
-            found = self.places.get(path[:end])
-            if found is not None:
-                return Place(found.where, found.line, found.path + path[end:])
-        return Place(self.name, 0, path)
+        ends = range(len(path), -1, -1)
+        end = next(end for end in ends if path[:end] in self.places)
+        found = self.places[path[:end]]
+        return Place(found.where, found.line, found.path + path[end:])
 
     def problem(self, path: KeyPath, text: str) -> Problem:
         """Return a problem at `path`."""
@@ -151,12 +150,14 @@ def _wanted(item: Mapping[str, Any]) -> str:
     kind, message = str(item["type"]), str(item["msg"])
     if kind in ("literal_error", "enum"):
         return f"one of {item['ctx']['expected']}"
+    if kind.endswith("too_short"):
+        thing = "character" if kind.startswith("string") else "entry"
+        return f"at least one {thing}"
     family = kind.partition("_")[0]
     if kind.endswith(("_type", "_parsing", "_from_float", "_instance_of")):
         return _WANTED.get(family, message)
-    return message.replace("Input should be greater", "a number greater").replace(
-        "Input should be less", "a number less"
-    )
+    wanted = message.removeprefix("Input should be ")
+    return f"a number {wanted}" if wanted.startswith(("greater", "less")) else wanted
 
 
 def shown(value: object) -> str:

@@ -145,7 +145,8 @@ def type_words(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> s
     if origin in (Union, UnionType):
         return " or ".join(type_words(a, metadata) for a in args if a is not NoneType)
     if origin in (list, tuple):
-        return f"list of {type_words(args[0])}"
+        plural = "s" if model_in(args[0]) else ""
+        return f"list of {type_words(args[0])}{plural}"
     if is_mapping(annotation):
         return "keys with values" if model_in(annotation) is None else "sections"
     if model_in(annotation) is not None:

@@ -90,15 +90,20 @@ def remove_directory(final: Path) -> None:
     shutil.rmtree(gone)
 
 
-def copy_file(source: Path, target: Path) -> None:
+def link_file(source: Path, target: Path) -> None:
     """Give an immutable file a second name; copy it where links don't work."""
     try:
         os.link(source, target)
     except OSError as error:
         if error.errno in _FULL:
             raise
-        shutil.copyfile(source, target)
-        sync_file(target)
+        copy_file(source, target)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's content, durably; a link is followed."""
+    shutil.copyfile(source, target)
+    sync_file(target)
 
 
 def sync_file(path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +16,7 @@ import numpy as np
 from hansa.core.commands import Term
 from hansa.core.errors import IntegrityError
 from hansa.core.files import FileRecord
-from hansa.store.atomic import copy_file, new_directory
+from hansa.store.atomic import copy_file, link_file, new_directory
 from hansa.store.dtypes import BLOCK, BY_NAME, Array, Dtype, convert, first_not_finite
 from hansa.store.manifest import TensorEntry, VersionManifest, write_manifest
 from hansa.store.sums import WeightedSum
@@ -22,9 +24,6 @@ from hansa.store.tensorfile import TensorInfo, TensorWriter
 
 INDEX: Final = "model.safetensors.index.json"
 """Says which file has which tensor, so that `from_pretrained` opens a version."""
-
-THREADS: Final = 1
-"""Threads that work on one sum."""
 
 Layout = Mapping[str, Sequence[TensorInfo]]
 
@@ -73,8 +72,10 @@ def write_version(
             _manifest(version, form, layout, found, terms)
             for (_, form), found in zip(folders, records, strict=True)
         ]
+        # The first version's assets lie in a folder that others may still write.
+        place = link_file if terms else copy_file
         for source, record in assets.items():
-            copy_file(source, folder / source.name)
+            place(source, folder / source.name)
             records[0][source.name] = record
         names = tuple(sorted(source.name for source in assets))
         manifests[0] = manifests[0].model_copy(
@@ -113,28 +114,50 @@ def _write_file(
             )
             for folder, dtype in folders
         ]
-        narrow = np.empty(BLOCK, folders[0][1].numpy)
-        for info in infos:
-            start = 0
-            for block in values.blocks(info):
-                for writer, (_, dtype) in zip(writers, folders, strict=True):
-                    out = _out(info, block, dtype, narrow)
-                    _check_finite(info, start, out)
-                    writer.write(out)
-                start += len(block)
+        # Entered last, so that nothing is being written when the writers close.
+        threads = [stack.enter_context(ThreadPoolExecutor(1)) for _ in writers]
+        narrow = cycle([np.empty(BLOCK, folders[0][1].numpy) for _ in range(2)])
+        pending: list[Future[None]] = []
+        for info, start, block in _blocks(infos, values):
+            outs = [_out(info, block, dtype, narrow) for _, dtype in folders]
+            _check_finite(info, start, outs[0])
+            # One block is written while the next is added up; no more, because
+            # there are two buffers.
+            for future in pending:
+                future.result()
+            pending = [
+                thread.submit(writer.write, out)
+                for thread, writer, out in zip(threads, writers, outs, strict=True)
+            ]
+        for future in pending:
+            future.result()
     # Only now, after leaving the writers, is everything on disk and hashed.
     return [writer.record for writer in writers]
 
 
-def _out(info: TensorInfo, block: Array, dtype: Dtype, narrow: Array) -> Array:
+def _blocks(
+    infos: Sequence[TensorInfo], values: WeightedSum
+) -> Iterator[tuple[TensorInfo, int, Array]]:
+    """Yield (tensor, index of the first number, block) over a whole file."""
+    for info in infos:
+        start = 0
+        for block in values.blocks(info):
+            yield info, start, block
+            start += len(block)
+
+
+def _out(
+    info: TensorInfo, block: Array, dtype: Dtype, narrow: Iterator[Array]
+) -> Array:
     if not info.dtype.floating or block.dtype == dtype.numpy:
         return block
-    target = narrow[: len(block)]
+    target = next(narrow)[: len(block)]
     convert(block, target)
     return target
 
 
 def _check_finite(info: TensorInfo, start: int, block: Array) -> None:
+    """Check what is published: it is not finite wherever the master is not."""
     bad = first_not_finite(block)
     if bad is not None:
         raise IntegrityError(

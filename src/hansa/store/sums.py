@@ -8,6 +8,7 @@ on the size of the model or on the number of terms.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import cycle
 
 import numpy as np
 
@@ -40,24 +41,28 @@ class WeightedSum:
             _check_alike(base, folder)
         self._raw = scratch()
         self._wide = np.empty(BLOCK, np.float32)
-        self._total = np.empty(BLOCK, np.float32)
+        self._totals = cycle([np.empty(BLOCK, np.float32) for _ in range(2)])
 
     def blocks(self, info: TensorInfo) -> Iterator[Array]:
-        """Yield a tensor of the result, flat, in blocks that are reused.
+        """Yield a tensor of the result, flat, in blocks.
+
+        A block stays as it is while the next one is made, and is reused after that.
 
         Args:
             info: A tensor of the base. Floating ones come as float32 sums, others as
                 they are.
         """
-        if not info.dtype.floating:
-            for _, block in self.base.blocks(info.name, self._raw):
-                yield block
-            return
-        for start in range(0, info.elements, BLOCK):
-            yield self._sum(info.name, start, min(BLOCK, info.elements - start))
+        step = BLOCK if info.dtype.floating else BLOCK * 4 // info.dtype.numpy.itemsize
+        for start in range(0, info.elements, step):
+            out = next(self._totals)
+            if info.dtype.floating:
+                yield self._sum(info.name, start, out[: info.elements - start])
+            else:
+                yield self.base.read_block(info.name, start, out.view(np.uint8))
 
-    def _sum(self, name: str, start: int, count: int) -> Array:
-        total, wide = self._total[:count], self._wide[:count]
+    def _sum(self, name: str, start: int, total: Array) -> Array:
+        count = len(total)
+        wide = self._wide[:count]
         with np.errstate(over="ignore", invalid="ignore"):
             for index, (factor, folder) in enumerate(self._terms):
                 item = folder.info(name).dtype.numpy.itemsize

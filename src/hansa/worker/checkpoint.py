@@ -5,7 +5,8 @@
     <job_dir>/checkpoint/00000012/checkpoint.json   progress, size and sha256 of files
     <job_dir>/checkpoint/00000012/<trainer's files>
 
-Written aside, fsynced and renamed; the newest two are kept.
+Written aside, fsynced and renamed; the newest two are kept, and none once the
+update is delivered.
 """
 
 from __future__ import annotations
@@ -84,7 +85,9 @@ class _Record(BaseModel):
 
 
 def save(directory: Path, progress: Progress, trainer: Trainer) -> None:
-    """Write a checkpoint under `directory` and remove all but the newest two.
+    """Write a checkpoint under `directory`; keep it and the newest one before it.
+
+    What an earlier, killed process of the same job left half-written is removed.
 
     Raises:
         StorageFull: There is no space; older checkpoints are still there.
@@ -92,8 +95,8 @@ def save(directory: Path, progress: Progress, trainer: Trainer) -> None:
     """
     directory.mkdir(parents=True, exist_ok=True)
     final = directory / f"{progress.step:08d}"
-    if final.exists():
-        return
+    for half in directory.glob(".*"):
+        shutil.rmtree(half)
     with storage_full(final):
         aside = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=directory))
         try:
@@ -103,12 +106,15 @@ def save(directory: Path, progress: Progress, trainer: Trainer) -> None:
                 aside / RECORD,
                 {"schema": 1, "progress": progress.model_dump(), "files": files},
             )
+            if final.exists():  # requeued, and it could not be resumed from
+                shutil.rmtree(final)
             aside.rename(final)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
         fsync_dir(directory)
-    for older in _steps(directory)[KEPT:]:
+    others = [path for path in _steps(directory) if path != final]
+    for older in others[KEPT - 1 :]:
         shutil.rmtree(older, ignore_errors=True)
 
 
@@ -143,6 +149,22 @@ def saved(
                 yield path, load(path)
             except (HansaError, OSError) as error:
                 log.warning("Checkpoint %s is skipped: %s", path, error)
+
+
+def remove(mailbox: Mailbox, assignment: str, number: int) -> None:
+    """Remove all checkpoints of an assignment's jobs up to `number`.
+
+    They are as large as model and optimizer together, and nobody needs them after
+    the update is delivered. What can't be removed is left and logged.
+    """
+    for job in range(1, number + 1):
+        directory = mailbox.job(assignment, job).checkpoint
+        if not directory.is_dir():
+            continue
+        try:
+            shutil.rmtree(directory)
+        except OSError as error:
+            log.warning("Checkpoints in %s were left: %s", directory, error)
 
 
 def _steps(directory: Path) -> list[Path]:

@@ -97,6 +97,7 @@ class Session:
         self.timings.train_s = progress.train_s
         result = Result(progress, losses, self.timings)
         delivery.deliver_update(self.mailbox, order, result, trainer.tensors())
+        checkpoint.remove(self.mailbox, order.assignment, self.job.number)
 
     def batches(self, task: Task) -> Batches:
         """Return the order's batches of the facility's training examples.

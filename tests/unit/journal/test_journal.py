@@ -4,10 +4,12 @@ import errno
 import io
 import json
 import logging
+import math
 import os
 import resource
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -328,3 +330,14 @@ def test_any_text_survives(
     record = Record(1, digest, TimerFired(at=at, timer=text))
     path.write_bytes(encode(record))
     assert list(read(path)) == [record]
+
+
+def test_a_loss_that_is_nan_can_be_journaled(tmp_path: Path, lease: Lease) -> None:
+    event = replace(EVENTS[2], metrics={"eval_loss": float("nan")})
+    with Journal.open(tmp_path / "j", lease) as journal:
+        journal.append(event, "")
+    line = (tmp_path / "j").read_text()
+    assert json.loads(line, parse_constant=pytest.fail)  # JSON knows no NaN.
+    (record,) = read(tmp_path / "j")
+    assert isinstance(record.event, UpdateArrived)
+    assert math.isnan(record.event.metrics["eval_loss"])

@@ -53,5 +53,5 @@ def test_a_bad_profile_names_its_line(
         "title: X\nscheduler: pbs\nnode: {gpus: 4, rank: 4}\n"
     )
     monkeypatch.setattr(profiles, "_FOLDER", tmp_path)
-    with pytest.raises(SpecError, match="alcf-x.yaml:3: unknown key 'rank' in node"):
+    with pytest.raises(SpecError, match=r"alcf-x\.yaml:3: unknown key 'rank' in node"):
         load_profile("alcf/x")

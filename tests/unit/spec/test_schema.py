@@ -35,6 +35,7 @@ class Everything(BaseModel):
     table: dict[str, float] = Field(default_factory=dict, description="a | b")
     inner: Inner | None = None
     must: str
+    rows: list[Inner] | None = None
 
 
 def models(model: type[BaseModel]) -> set[type[BaseModel]]:
@@ -66,6 +67,7 @@ def test_a_table_of_keys() -> None:
         "| `table` | keys with values | `{}` | A \\| b |",
         "| `inner` | section | `null` |  |",
         "| `must` | text | required |  |",
+        "| `rows` | list of sections | `null` |  |",
     ]
 
 
@@ -119,3 +121,4 @@ def test_models_are_found_by_path() -> None:
     assert found is not None
     assert found.__name__ == "JobSpec"
     assert model_at(FederationSpec, ("nothing", "here")) is None
+    assert model_at(Everything, ("rows", 3)) is Inner

@@ -18,7 +18,7 @@ def wrong() -> list[str]:
 def test_defaults_and_paths(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
     site = load_site(folder / "site.yaml")
-    here = folder.resolve()
+    here = folder
     assert site.name == "bergen"
     assert site.scheduler.type == "queue"
     assert site.scheduler.options == {"slots": 1, "directory": None}
@@ -66,13 +66,13 @@ checkpoint: 1m
     site = load_site("site.yaml")
     assert site.mailbox == Path("/scratch/me/hansa")
     assert site.cache == Path("/home/me/cache")
-    assert site.models == {"tiny": tmp_path.resolve() / "models" / "tiny"}
-    assert site.environment.python == str(tmp_path.resolve() / "env/bin/python")
+    assert site.models == {"tiny": tmp_path / "models" / "tiny"}
+    assert site.environment.python == str(tmp_path / "env/bin/python")
     assert site.environment.variables == {"OMP_NUM_THREADS": "8", "WHERE": "here"}
     assert site.environment.setup == ("module load conda", "conda activate hansa")
     assert site.scheduler.options == {
         "slots": 4,
-        "directory": str(tmp_path.resolve() / "q"),
+        "directory": str(tmp_path / "q"),
     }
     assert site.tasks["parts"].options == {"seed": 3}
     assert site.limits.time == 21600.0
@@ -84,7 +84,7 @@ def test_a_link_to_python_is_not_followed(folder: Path, edit: Any) -> None:
     (folder / "bin").mkdir()
     (folder / "bin" / "python").symlink_to("/usr/bin/env")
     edit("mailbox:", "environment: {python: bin/python}\nmailbox:", "site.yaml")
-    expected = folder.resolve() / "bin" / "python"
+    expected = folder / "bin" / "python"
     assert load_site("site.yaml").environment.python == str(expected)
 
 

@@ -78,6 +78,24 @@ def test_version_zero_in_bfloat16_has_an_exact_master(
     store.verify_version(0)
 
 
+def test_the_store_shares_no_file_with_the_folder(tmp_path: Path, folder: Path) -> None:
+    (folder / "config.json").rename(tmp_path / "blob")
+    (folder / "config.json").symlink_to("../blob")  # As in the cache of a hub.
+    store = Store(tmp_path / "run", "float32")
+    store.import_initial(folder)
+    (tmp_path / "blob").write_text("edited")
+    store.verify_version(0)
+    assert not (store.version_dir(0) / "config.json").is_symlink()
+
+
+def test_later_versions_share_their_assets(tmp_path: Path, folder: Path) -> None:
+    store = Store(tmp_path / "run", "float32")
+    store.import_initial(folder)
+    store.aggregate(1, terms(("version/0", 1.0)))
+    one, two = (store.version_dir(n) / "config.json" for n in (0, 1))
+    assert one.stat().st_ino == two.stat().st_ino
+
+
 def test_sha256_is_over_the_sorted_hashes_and_names(
     tmp_path: Path, folder: Path
 ) -> None:

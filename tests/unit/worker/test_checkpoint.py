@@ -116,3 +116,21 @@ def test_progress_adds_up() -> None:
     assert progress == Progress(
         base=1, step=2, samples=8, loss_sum=0.75, loss_last=0.25, train_s=0.75
     )
+
+
+def test_requeued_job_replaces_what_it_could_not_use(mailbox: Mailbox) -> None:
+    write(mailbox, 1, 9)
+    path = write(mailbox, 1, 2)
+    (path / "value").write_text("damaged")
+    (path.parent / ".00000003.x").mkdir()
+    write(mailbox, 1, 2)
+    assert checkpoint.load(path).step == 2
+    assert sorted(p.name for p in path.parent.iterdir()) == ["00000002", "00000009"]
+
+
+def test_nothing_is_left_after_removal(mailbox: Mailbox) -> None:
+    for job in (1, 2):
+        write(mailbox, job, 5)
+    checkpoint.remove(mailbox, ASSIGNMENT, 3)
+    assert steps(mailbox, 3) == []
+    checkpoint.remove(mailbox, ASSIGNMENT, 3)

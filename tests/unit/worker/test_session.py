@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,10 +22,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hansa.core.errors import HansaError, IntegrityError, WorkerError
+from hansa.core.errors import HansaError, IntegrityError, StorageFull, WorkerError
 from hansa.mailbox.paths import Mailbox
 from hansa.store.folder import reader
-from hansa.store.manifest import UpdateManifest, read_update_manifest
+from hansa.store.manifest import (
+    UpdateManifest,
+    read_update_manifest,
+    read_version_manifest,
+)
 from hansa.store.update import verify_update
 from hansa.store.versions import Store
 from hansa.worker import checkpoint
@@ -39,6 +48,18 @@ MODEL = {"trainer": "softmax", "source": "normal", "dtype": "float32", "options"
 TASK = {"name": "digits", "options": {"parts": 2, "alpha": 1.0}}
 
 
+@cache
+def made(seed: int) -> Path:
+    """Return a version 0, made once by `init` and the store."""
+    request = {"model": MODEL, "task": TASK, "seed": seed}
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    write_initial(Request.model_validate(request), folder / "made")
+    store = Store(folder / "run", "float32")
+    store.import_initial(folder / "made")
+    return store.version_dir(0)
+
+
 @dataclass
 class Place:
     """A mailbox with version 0, and the jobs that a test makes there."""
@@ -50,14 +71,8 @@ class Place:
         return Mailbox(self.root, "run")
 
     def publish(self, version: int, seed: int) -> Path:
-        request = {"model": MODEL, "task": TASK, "seed": seed}
-        made = self.root.parent / f"made-{version}"
-        write_initial(Request.model_validate(request), made)
-        store = Store(self.root.parent / f"server-{version}", "float32")
-        store.import_initial(made)
         target = self.mailbox.version(version)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        store.version_dir(0).rename(target)
+        shutil.copytree(made(seed), target)
         manifest = target / "manifest.json"
         data = json.loads(manifest.read_text())
         manifest.write_text(json.dumps({**data, "version": version}))
@@ -102,7 +117,7 @@ class Place:
                 "test_splits": None,
                 "cache": str(self.root / "cache"),
             },
-            "heartbeat_s": 0.0,
+            "heartbeat_s": 3600.0,
             "checkpoint_s": 3600.0,
             **fields,
         }
@@ -212,10 +227,10 @@ def test_what_the_manifest_measures(place: Place) -> None:
 
 def test_update_passes_the_servers_checks(place: Place) -> None:
     assert main(["run", str(place.job(order={"evaluate": False}))]) == 0
-    store = Store(place.root.parent / "check", "float32")
-    store.import_initial(place.root.parent / "made-0")
     update = verify_update(
-        place.mailbox.update("train-0001-a-1"), store.manifest(0), expected_base=0
+        place.mailbox.update("train-0001-a-1"),
+        read_version_manifest(place.mailbox.version(0)),
+        expected_base=0,
     )
     assert "eval_loss" not in update.metrics
     assert update.losses == {}
@@ -405,7 +420,27 @@ def test_signal_returns_the_partial_work(
     deltas = place.tensors(place.mailbox.update("train-0001-a-1"))
     for name, value in trained(place, path, 4).tensors():
         np.testing.assert_array_equal(deltas[name], value - base[name])
-    saved = list(checkpoint.saved(place.mailbox, "train-0001-a-1", 1))
+    assert not place.mailbox.job("train-0001-a-1", 1).checkpoint.exists()
+
+
+def test_partial_work_is_safe_before_it_is_delivered(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = Stop()
+
+    def act(call: int, loss: float) -> float:
+        if call == 4:
+            stop.request(signal.SIGTERM)
+        return loss
+
+    def full(*arguments: object) -> None:
+        raise StorageFull("No space is left.")
+
+    on_step(monkeypatch, act)
+    monkeypatch.setattr("hansa.worker.delivery.deliver_update", full)
+    with pytest.raises(StorageFull):
+        Session(read_job(place.job()), stop, 0.0).run()
+    saved = list(checkpoint.saved(place.mailbox, "train-0001-a-1", 2))
     assert [progress.step for _, progress in saved] == [4]
 
 
@@ -553,15 +588,21 @@ def test_unreadable_job_says_so_beside_it(tmp_path: Path) -> None:
 # Real processes ---------------------------------------------------------------
 
 
-def start(path: Path, code: str = "") -> subprocess.Popen[str]:
+@contextmanager
+def started(path: Path, code: str = "") -> Iterator[subprocess.Popen[str]]:
     """Start the worker as a process of its own; `code` runs in it first."""
     runner = f"import sys\n{code}\nfrom hansa.worker.__main__ import main\n"
-    return subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", f"{runner}sys.exit(main(['run', {str(path)!r}]))"],
+        stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 BLOCK_AT = """
@@ -571,7 +612,7 @@ def blocking(self, batch):
     calls.append(1)
     if len(calls) == {call}:
         print("there", file=sys.stderr, flush=True)
-        {wait}
+        sys.stdin.readline()
     return step(self, batch)
 Softmax.step = blocking
 import hansa.worker.session
@@ -591,7 +632,7 @@ def wait_for(process: subprocess.Popen[str], words: str) -> None:
 def test_whole_job_in_a_process_without_torch(place: Place) -> None:
     path = place.job()
     report = "import atexit; atexit.register(lambda: print('torch' in sys.modules, "
-    with start(path, report + "file=sys.stderr))") as process:
+    with started(path, report + "file=sys.stderr))") as process:
         _, words = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, words
     assert words.strip().endswith("False")
@@ -600,14 +641,15 @@ def test_whole_job_in_a_process_without_torch(place: Place) -> None:
 
 @pytest.mark.integration
 def test_killed_job_is_resumed_by_the_next(place: Place) -> None:
-    wait = "import signal; signal.pause()"
-    code = BLOCK_AT.format(call=4, wait=wait)
-    with start(place.job(checkpoint_s=0.0), code) as process:
+    code = BLOCK_AT.format(call=4)
+    path = place.job(checkpoint_s=0.0, heartbeat_s=0.0)
+    with started(path, code) as process:
         wait_for(process, "there")
         process.kill()
+        process.wait(timeout=SECONDS)
     assert process.returncode == -signal.SIGKILL
     assert place.status()["step"] == 3
-    with start(place.job(number=2)) as process:
+    with started(place.job(number=2)) as process:
         _, words = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, words
     assert "step 3" in words
@@ -620,11 +662,10 @@ def test_killed_job_is_resumed_by_the_next(place: Place) -> None:
 @pytest.mark.integration
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_warned_process_returns_partial_work(place: Place, number: int) -> None:
-    # pause() returns once the handler has run, so the signal comes within step 3.
-    code = BLOCK_AT.format(call=3, wait="import signal; signal.pause()")
-    with start(place.job(), code) as process:
+    code = BLOCK_AT.format(call=3)
+    with started(place.job(), code) as process:
         wait_for(process, "there")
-        process.send_signal(number)
-        _, words = process.communicate(timeout=SECONDS)
+        process.send_signal(number)  # within step 3, which the line below lets end
+        _, words = process.communicate("\n", timeout=SECONDS)
     assert process.returncode == 0, words
     assert (place.update().partial, place.update().steps) == (True, 3)

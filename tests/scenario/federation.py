@@ -1,0 +1,193 @@
+"""Whole federations on the virtual clock: the real coordinator, lanes, store, mover."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from hansa.coordinator.contact import Contact
+from hansa.coordinator.core import Coordinator, Plan, Stop
+from hansa.coordinator.delivery import Delivery
+from hansa.coordinator.lane import Lane, LaneSettings
+from hansa.coordinator.replay import replay
+from hansa.coordinator.runtime import Runtime
+from hansa.core.commands import WorkOrder
+from hansa.core.events import Event, RunResumed, RunStarted, VersionPublished
+from hansa.journal import Journal, Lease, read
+from hansa.mover.posix import PosixMover
+from hansa.store.versions import Store
+from hansa.strategy.base import StrategyContext
+from hansa.strategy.fedavg import FedAvg, FedAvgOptions
+from hansa.testing import virtual_time
+from hansa.testing.scripted import Script, ScriptedFacility
+
+RUN = "scenario"
+SHAPES = {"bias": (3,), "weight": (4, 3)}
+
+
+@dataclass
+class Scenario:
+    """A federation that can be run, crashed and resumed in virtual time."""
+
+    root: Path
+    scripts: dict[str, Script]
+    stop: Stop = field(default_factory=lambda: Stop(rounds=3))
+    options: dict[str, Any] = field(default_factory=dict)
+    patience: float = 600.0
+    retries: int = 3
+
+    def __post_init__(self) -> None:
+        self.store = Store(self.root / "server", "float32")
+        self.facilities = {
+            name: ScriptedFacility(name, self.root / name, script)
+            for name, script in self.scripts.items()
+        }
+        draft = self.root / "draft"
+        draft.mkdir(parents=True)
+        zeros = {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
+        save_file(zeros, draft / "model.safetensors")
+        self.version_0 = self.store.import_initial(draft)
+
+    @property
+    def journal(self) -> Path:
+        return self.root / "server" / "journal.jsonl"
+
+    def fresh_core(self) -> Coordinator:
+        names = tuple(self.scripts)
+        plan = Plan(facilities=names, stop=self.stop, evaluators=names)
+        options = FedAvgOptions.model_validate(self.options)
+        return Coordinator(plan, FedAvg(options, StrategyContext(facilities=names)))
+
+    def run(self, until: Callable[[Event], bool] | None = None) -> Coordinator:
+        """Run to the end, or until an event after which the process "dies"."""
+        return virtual_time.run(self._run(until))
+
+    async def _run(self, until: Callable[[Event], bool] | None) -> Coordinator:
+        core = self.fresh_core()
+        records = list(read(self.journal)) if self.journal.exists() else []
+        replay(records, core)
+        loop, begin = asyncio.get_running_loop(), core.at
+        self._advance_facilities(begin)
+        with (
+            Lease.acquire(self.root / "server" / "lease", 0.0) as lease,
+            Journal.open(self.journal, lease) as journal,
+        ):
+            runtime = Runtime(
+                core,
+                journal,
+                self.store,
+                clock=lambda: begin + loop.time(),
+                watchers=(_Reaper(self.journal, until),),
+            )
+            lanes = {name: self._lane(name, core, runtime) for name in self.scripts}
+            try:
+                await runtime.run(lanes, self._opening(records))
+            except Killed as death:
+                # What the orderly shutdown wrote after it, a kill would not have.
+                os.truncate(self.journal, death.journal_bytes)
+        return core
+
+    def _advance_facilities(self, begin: float) -> None:
+        loop = asyncio.get_running_loop()
+        for facility in self.facilities.values():
+            facility.set_clock(lambda: begin + loop.time())
+
+    def _opening(self, records: Sequence[object]) -> list[Event]:
+        if records:
+            return [RunResumed(at=0.0)]
+        made = self.version_0
+        return [
+            RunStarted(
+                at=0.0,
+                run=RUN,
+                plan="",
+                seed=0,
+                facilities=tuple(self.scripts),
+                started=0.0,
+            ),
+            VersionPublished(
+                at=0.0,
+                version=0,
+                sha256=made.sha256,
+                bytes=made.bytes,
+                seconds=0.0,
+                terms=(),
+            ),
+        ]
+
+    def _lane(self, name: str, core: Coordinator, runtime: Runtime) -> Lane:
+        facility = self.facilities[name]
+        contact = Contact(name, facility, patience=self.patience)
+
+        async def connect() -> PosixMover:
+            return PosixMover(PosixMover.Options(path=facility.root))
+
+        delivery = Delivery(
+            RUN,
+            name,
+            connect,
+            self.store,
+            newest=lambda: core.newest,
+            keep=core.needed_versions,
+        )
+        settings = LaneSettings(
+            run=RUN,
+            facility=name,
+            order=lambda order: _order(order, name),
+            job={"nodes": 1, "time": 3600.0},
+            retries=self.retries,
+            patience=self.patience,
+        )
+        return Lane(settings, contact, delivery, emit=runtime.emit, fail=runtime.fail)
+
+    def model(self, version: int) -> dict[str, np.ndarray]:
+        (file,) = self.store.version_dir(version).glob("*.safetensors")
+        return load_file(file)
+
+    @property
+    def events(self) -> list[Event]:
+        return [record.event for record in read(self.journal)]
+
+    def of(self, kind: type) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.journal.read_text().splitlines()]
+
+
+class Killed(BaseException):
+    """Stands for a kill -9 of the coordinator, right after an event was handled."""
+
+    def __init__(self, journal_bytes: int) -> None:
+        self.journal_bytes = journal_bytes
+
+
+@dataclass
+class _Reaper:
+    journal: Path
+    until: Callable[[Event], bool] | None
+
+    def on_event(self, event: Event) -> None:
+        if self.until is not None and self.until(event):
+            raise Killed(self.journal.stat().st_size)
+
+
+def _order(order: WorkOrder, facility: str) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "run": RUN,
+        "assignment": order.assignment,
+        "kind": order.kind,
+        "facility": facility,
+        "round": order.round,
+        "steps": order.steps or 5,
+        "version": order.version,
+    }

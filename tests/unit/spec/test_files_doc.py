@@ -1,0 +1,92 @@
+"""The page, and the examples of the repository, with the real plug-ins."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from hansa.core import plugins
+from hansa.spec import (
+    federation_from_text,
+    load_federation,
+    load_site,
+    lock_text,
+    yaml,
+)
+
+REPO = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def fake_plugins() -> None:
+    """Take the place of the fixture that replaces the plug-ins."""
+
+
+@pytest.fixture
+def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    file = REPO / "tools" / "make_files_doc.py"
+    spec = importlib.util.spec_from_file_location("make_files_doc", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "PAGE", tmp_path / "files.md")
+    return module
+
+
+def test_the_page_of_the_repository_is_fresh(tool: ModuleType) -> None:
+    page = (REPO / "docs" / "files.md").read_text(encoding="utf-8")
+    assert page == tool.page(), "run: python tools/make_files_doc.py"
+
+
+def test_a_stale_page_is_told(
+    tool: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tool.main(["--check"]) == 1
+    assert "docs/files.md is stale" in capsys.readouterr().err
+    assert tool.main([]) == 0
+    assert tool.main(["--check"]) == 0
+    tool.PAGE.write_text("old")
+    assert tool.main(["--check"]) == 1
+    assert tool.main(["--chekc"]) == 2
+
+
+def test_the_examples_in_the_page_hold(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    federation, site = re.findall(r"```yaml\n(.*?)```", tool.page(), re.DOTALL)
+    assert federation_from_text(federation).name == "smol-chem"
+    (tmp_path / "site.yaml").write_text(site)
+    assert load_site(tmp_path / "site.yaml").name == "polaris"
+
+
+@pytest.mark.parametrize("name", ["digits", "chemistry"])
+def test_the_examples_load_and_fit_their_sites(name: str) -> None:
+    spec = load_federation(REPO / "examples" / f"{name}.yaml")
+    assert federation_from_text(lock_text(spec)) == spec
+    for facility, part in spec.facilities.items():
+        site = load_site(part.gateway.options["site"])
+        assert site.name == facility
+        assert str(site.mailbox) == part.mover.options["path"]
+        assert REPO / "runs" in site.mailbox.parents
+        allowed = site.tasks[spec.task.name].splits
+        assert allowed is None or set(part.data or ()) <= set(allowed)
+
+
+def test_every_built_in_plug_in_is_in_the_page(tool: ModuleType) -> None:
+    page = tool.page()
+    for group in plugins.GROUPS:
+        for name in plugins.names(group):
+            assert f"### {plugins.singular(group)} `{name}`" in page
+
+
+def test_the_lock_says_what_it_is() -> None:
+    text = lock_text(load_federation(REPO / "examples" / "digits.yaml"))
+    assert text.startswith("# Written by Hansa ")
+    data = yaml.parse(text, "lock", "federation").data
+    assert "defaults" not in data
