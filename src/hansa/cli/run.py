@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from hansa.cli.output import say, show_json
-from hansa.core.errors import PreflightError, UsageError
+from hansa.core.errors import HansaError, PreflightError, UsageError
 
 if TYPE_CHECKING:
     from hansa.coordinator.core import Coordinator
@@ -108,16 +108,20 @@ def execute(
     if not folder.lock.is_file():
         preflight(spec, folder.run, keep_going=keep_going)
     folder.claim(spec)
-    with make_display(spec, quiet=quiet) as display:
-        core = asyncio.run(
-            carry_out(
-                spec,
-                folder,
-                watchers=(display,),
-                on_running=display.attach,
-                cancel_on_interrupt=cancel,
+    try:
+        with make_display(spec, quiet=quiet) as display:
+            core = asyncio.run(
+                carry_out(
+                    spec,
+                    folder,
+                    watchers=(display,),
+                    on_running=display.attach,
+                    cancel_on_interrupt=cancel,
+                )
             )
-        )
+    except HansaError:
+        say(f"Nothing is lost. To go on: hansa run --resume {_resume_name(folder)}")
+        raise
     return _conclude(core, folder, quiet=quiet)
 
 
@@ -153,6 +157,10 @@ def _conclude(core: Coordinator, folder: RunFolder, *, quiet: bool) -> int:
     code = EXIT_CODES.get(core.outcome, 1)
     conclusion(folder, quiet=quiet)
     return code
+
+
+def _resume_name(folder: RunFolder) -> str:
+    return folder.run if folder.path.parent == RUNS.resolve() else str(folder.path)
 
 
 def _free_id(name: str, runs: Path) -> str:

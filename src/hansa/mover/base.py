@@ -28,7 +28,8 @@ class Moved:
 class Mover(Protocol):
     """Carries a directory of files to a facility's mailbox, or back.
 
-    Built as ``cls(options)`` with an instance of its `Options`. A directory appears
+    Built as ``cls(options, mailbox)`` with an instance of its `Options` and the
+    facility's mailbox root as the site agent names it. A directory appears
     under its final name complete and verified, or not at all; moving it twice is
     moving it once. Facility paths are relative to the mailbox root, as
     ``<run>/versions/3``.

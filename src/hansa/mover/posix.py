@@ -31,13 +31,14 @@ class PosixOptions(BaseModel):
     """Options of the mover for a shared file system.
 
     Attributes:
-        path: The facility's mailbox root, as the server sees it.
+        path: The facility's mailbox root as the server sees it; None where both see
+            the same path.
         link: Share the bytes of versions by hard links where that is possible.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    path: Path
+    path: Path | None = None
     link: bool = True
 
 
@@ -50,12 +51,14 @@ class PosixMover:
 
     Args:
         options: Its options.
+        mailbox: The facility's mailbox root, as its site agent names it.
     """
 
     Options: ClassVar[type[BaseModel]] = PosixOptions
 
-    def __init__(self, options: PosixOptions) -> None:
+    def __init__(self, options: PosixOptions, mailbox: Path) -> None:
         self._options = options
+        self._root = options.path or mailbox
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="hansa-mover")
 
     async def put(self, source: Path, target: str, files: FileRecords) -> Moved:
@@ -84,7 +87,7 @@ class PosixMover:
             raise TransferError(
                 f"{relative!r} is no path inside a mailbox.", transient=False
             )
-        return self._options.path.joinpath(*parts)
+        return self._root.joinpath(*parts)
 
 
 Place = Callable[[Path, Path], None]

@@ -165,6 +165,8 @@ class Agent:
         known = records.submitted(job_key(ask.order.assignment, ask.number))
         if known is None:
             policy.check_queue(self._site, ask.run, records.names_alive())
+            if ask.number > 1:
+                _set_aside(mailbox.update(ask.order.assignment), ask.number)
             write_json(files.job, prepare.job_json(self._site, ask))
             write_text(files.script, script, mode=0o755)
         job = known or self._batch.submit(files.script)
@@ -216,6 +218,13 @@ def _broken(site: str, error: OSError) -> HansaError:
         f"The site agent of {site} can't work: {error.strerror or error}{where}.",
         hint="Can this user read and write the mailbox?",
     )
+
+
+def _set_aside(update: Path, number: int) -> None:
+    """Make room for job `number`: what an earlier job delivered was not accepted."""
+    if update.is_dir():
+        update.replace(update.with_name(f".refused-{update.name}.{number}"))
+        fsync_dir(update.parent)
 
 
 def _remove(directory: Path) -> None:

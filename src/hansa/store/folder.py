@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -92,10 +92,6 @@ class TensorFolder:
     def read_block(self, name: str, start: int, raw: Array) -> Array:
         """Read a tensor's numbers from `start` on; see `TensorFile.read_block`."""
         return self._opened(name).read_block(self.info(name), start, raw)
-
-    def blocks(self, name: str, raw: Array) -> Iterator[tuple[int, Array]]:
-        """Yield (start, flat view of `raw`) over a whole tensor; reuses `raw`."""
-        return self._opened(name).blocks(self.info(name), raw)
 
     def _opened(self, name: str) -> TensorFile:
         file = self.file(name)

@@ -75,11 +75,12 @@ def update(facility: str, round_: int) -> UpdateArrived:
     )
 
 
-def evaluated(version: int, facility: str = "a", attempt: int = 1) -> Event:
+def evaluated(version: int, facility: str | None = None) -> Event:
+    facility = facility or "ab"[version % 2]  # evaluators take turns
     return EvaluationReported(
         at=0.0,
         facility=facility,
-        assignment=f"evaluate-{version:04d}-{facility}-{attempt}",
+        assignment=f"evaluate-{version:04d}-{facility}-1",
         version=version,
         loss=1.0 / (version + 1),
         metrics={"accuracy": 0.5},
@@ -192,8 +193,8 @@ def test_a_failed_evaluation_goes_to_the_next_facility_then_is_given_up() -> Non
     assert (again.facility, again.order.assignment) == ("b", "evaluate-0000-b-2")
     assert feed(core, failed("evaluate-0000-b-2", "b")) == []
     feed(core, update("a", 1), update("b", 1), published(1))
-    feed(core, failed("evaluate-0001-a-1", "a"))
-    (finish,) = feed(core, failed("evaluate-0001-b-2", "b"))
+    feed(core, failed("evaluate-0001-b-1", "b"))
+    (finish,) = feed(core, failed("evaluate-0001-a-2", "a"))
     assert finish == Finish(outcome="done", reason="1 rounds are done.")
 
 
@@ -211,7 +212,7 @@ def test_losing_a_facility_makes_the_outcome_partial() -> None:
     assert core.lost == ("b",)
     assert kinds(feed(core, update("a", 1))) == [Aggregate]
     feed(core, published(1))
-    (finish,) = feed(core, evaluated(1))
+    (finish,) = feed(core, evaluated(1, "a"))
     assert isinstance(finish, Finish)
     assert finish.outcome == "partial"
 

@@ -81,7 +81,7 @@ def test_a_line_break_in_a_directive_is_refused():
 
 
 def test_more_nodes_than_slots_are_refused():
-    with pytest.raises(SchedulerError, match="asks for 3 nodes; .* has 2 slots"):
+    with pytest.raises(SchedulerError, match=r"asks for 3 nodes; .* has 2 slots"):
         driver(slots=2).render(spec(nodes=3))
 
 

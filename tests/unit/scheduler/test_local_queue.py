@@ -1,10 +1,12 @@
 """The queue with real processes. Deadlines are long, waits are by condition."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,9 +20,7 @@ pytestmark = pytest.mark.integration
 def gone(pid: int) -> bool:
     """Whether a process is over (a zombie that nobody waits for counts)."""
     try:
-        return (
-            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-        )
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return True
     return fields[0] == "Z"
@@ -294,3 +294,20 @@ def ended_job(number: str, ended: float) -> local_queue.Job:
         "warning_s": 0.0, "exit_code": 0, "reason": "", "script": "", "directory": "",
         "log": "", "warned": False, "ending": "", "kill_at": None,
     }  # fmt: skip
+
+
+def test_every_job_runs_once_however_often_the_daemon_is_killed(queue):
+    queue.use(slots=2)
+    draw = random.Random(11)  # noqa: S311 - not for secrets
+    seen = queue.root / "seen"
+    ids = []
+    for number in range(12):
+        ids.append(queue.submit(f"job{number}", f"echo {number} >> '{seen}'"))
+        time.sleep(draw.uniform(0, 0.06))  # another moment of its work each time
+        with suppress(ProcessLookupError, TypeError):
+            os.kill(queue.daemon(), signal.SIGKILL)
+    ends = [queue.ended(job) for job in ids]
+    assert {end.state for end in ends} == {JobState.DONE}
+    ran = sorted(int(line) for line in seen.read_text().split())
+    assert ran == list(range(12))
+    assert len(daemons(queue.dir)) == 1

@@ -205,6 +205,22 @@ def test_orders_never_change(facility, submit):
     assert facility.data(submit(number=2))["job"] == "2"
 
 
+def test_a_later_job_makes_room_for_its_update(facility, submit):
+    """The server asks for job 2 when it could not accept what job 1 delivered."""
+    facility.data(submit(number=1))
+    update = facility.mail / "updates" / ORDER
+    update.mkdir(parents=True)
+    (update / "manifest.json").write_text('{"steps": 1}')
+    facility.data(submit(number=1))
+    assert update.exists()
+    facility.data(submit(number=2))
+    assert not update.exists()
+    assert (
+        facility.data(rpc.poll(RUN, [f"{ORDER}.2"]))["jobs"][f"{ORDER}.2"]["update"]
+        is None
+    )
+
+
 def test_jobs_in_queue(facility, submit):
     facility.data(submit(number=1))
     facility.data(submit(number=2))

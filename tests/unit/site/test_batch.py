@@ -19,7 +19,7 @@ def test_output_that_is_no_text_is_no_crash():
 
 
 def test_a_missing_program_is_lasting():
-    with pytest.raises(SchedulerError, match="sbatchx.*can't be started") as caught:
+    with pytest.raises(SchedulerError, match=r"sbatchx.*can't be started") as caught:
         run_command(["sbatchx"], 20)
     assert not caught.value.transient
 

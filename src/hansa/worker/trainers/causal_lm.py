@@ -11,6 +11,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import cast
 
@@ -26,6 +27,8 @@ from hansa.worker.trainers.adamw import AdamW
 from hansa.worker.trainers.models import first_model, version_model, write_model
 from hansa.worker.trainers.tokenizer import Encoded
 from hansa.worker.trainers.torch_state import restore_torch, save_torch
+
+_WINDOW = 8  # micro batches that an evaluation sorts by length together
 
 
 class CausalLM:
@@ -80,11 +83,7 @@ class CausalLM:
             parameter.copy_(torch.from_numpy(value.astype(np.float32)))
 
     def step(self, batch: Sequence[Example]) -> float:
-        """Do one optimizer step and return the batch's mean training loss.
-
-        Raises:
-            WorkerError: The loss is no finite number.
-        """
+        """Do one optimizer step and return the batch's mean training loss."""
         self._model.module.train()
         losses = [0.0] * len(batch)
         for chosen, encoded in self._passes(batch):
@@ -92,32 +91,29 @@ class CausalLM:
             torch.autograd.backward(each.sum() / len(batch))
             for index, loss in zip(chosen, each.tolist(), strict=True):
                 losses[index] = loss
-        mean = math.fsum(losses) / len(batch)
-        if not math.isfinite(mean):
-            raise WorkerError(
-                f"The training loss became {mean} at step {self._optimizer.steps + 1}.",
-                hint="Lower `work.lr`, or set `work.clip`.",
-            )
         if self._work.clip is not None:
             torch.nn.utils.clip_grad_norm_(self._federated.values(), self._work.clip)
         self._optimizer.step(self._learning_rate())
-        return mean
+        return math.fsum(losses) / len(batch)
 
     @torch.no_grad()
     def evaluate(self, examples: Iterable[Example]) -> Mapping[str, float]:
-        """Return the mean loss over the examples of each task, tasks sorted."""
+        """Return the mean loss over the examples of each task, tasks sorted.
+
+        The examples are taken a window at a time, as taking one is where a worker
+        that is told to stop interrupts; within a window they are sorted by length.
+        """
         self._model.module.eval()
-        known = list(examples)
-        losses = [0.0] * len(known)
-        for chosen, encoded in self._passes(known):
-            for index, loss in zip(chosen, self._losses(encoded).tolist(), strict=True):
-                losses[index] = loss
         by_task: dict[str, list[float]] = defaultdict(list)
-        for example, loss in zip(known, losses, strict=True):
-            by_task[example.task].append(loss)
+        waiting = iter(examples)
+        while window := list(islice(waiting, _WINDOW * self._work.micro_batch)):
+            for chosen, encoded in self._passes(window):
+                losses = self._losses(encoded).tolist()
+                for index, loss in zip(chosen, losses, strict=True):
+                    by_task[window[index].task].append(loss)
         return {
-            task: math.fsum(values) / len(values)
-            for task, values in sorted(by_task.items())
+            task: math.fsum(losses) / len(losses)
+            for task, losses in sorted(by_task.items())
         }
 
     def save(self, directory: Path) -> None:

@@ -128,7 +128,7 @@ class Scenario:
         contact = Contact(name, facility, patience=self.patience)
 
         async def connect() -> PosixMover:
-            return PosixMover(PosixMover.Options(path=facility.root))
+            return PosixMover(PosixMover.Options(), facility.root)
 
         delivery = Delivery(
             RUN,

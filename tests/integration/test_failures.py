@@ -1,0 +1,200 @@
+"""Processes are killed, files are damaged, disks fill up; nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import Bench, until
+
+pytestmark = pytest.mark.integration
+
+MOMENTS = 20
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The digits run that nobody disturbs: its model and how many events it has."""
+    bench = Bench(tmp_path_factory.mktemp("undisturbed"))
+    bench.write()
+    summary = bench.data("run", "federation.yaml", "--id", "r")
+    return {"sha256": summary["model_sha256"], "events": len(bench.journal())}
+
+
+@pytest.mark.parametrize("moment", range(MOMENTS))
+def test_kill_9_of_the_coordinator_at_a_random_moment(
+    bench: Bench, undisturbed: dict[str, Any], moment: int
+) -> None:
+    # Spread over the run by events, with a jitter to hit what lies between them.
+    draw = random.Random(moment)  # noqa: S311
+    last = undisturbed["events"] - 2
+    lines = 1 + moment * last // MOMENTS + draw.randrange(max(1, last // MOMENTS))
+    jitter = draw.uniform(0.0, 0.15)
+    bench.write()
+    first = bench.start("run", "federation.yaml", "--id", "r")
+    until(lambda: len(bench.journal()) >= lines or first.poll() is not None)
+    time.sleep(jitter)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+
+    summary = bench.data("run", "--resume", "r")
+    assert summary["outcome"] == "done"
+    assert summary["model_sha256"] == undisturbed["sha256"]
+    used = [
+        term["ref"]
+        for event in bench.events("VersionPublished")
+        for term in event["terms"]
+        if term["ref"].startswith("update/")
+    ]
+    assert len(used) == len(set(used)) == 6
+    arrived = {
+        f"update/{event['assignment']}" for event in bench.events("UpdateArrived")
+    }
+    assert arrived == set(used)
+    queued = [(e["assignment"], e["number"]) for e in bench.events("JobQueued")]
+    assert len(queued) == len(set(queued))
+    assert bench.data("replay", "r")["same"]
+
+
+def test_kill_9_before_the_journal_begins(bench: Bench) -> None:
+    bench.write(rounds=1)
+    first = bench.start("run", "federation.yaml", "--id", "r")
+    until((bench.root / "runs/r/federation.lock.yaml").exists)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    assert bench.data("run", "--resume", "r")["outcome"] == "done"
+
+
+def statuses(bench: Bench, name: str, job: str) -> dict[str, Any]:
+    path = bench.root / f"mailboxes/{name}/r/jobs/{job}/status.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def test_kill_9_of_a_worker_goes_on_from_its_checkpoint(bench: Bench) -> None:
+    bench.write(names=("amsterdam",), rounds=1, steps=150_000)
+    job = "train-0001-amsterdam-1"
+    run = bench.start("run", "federation.yaml", "--id", "r", "--json")
+    folder = bench.root / f"mailboxes/amsterdam/r/jobs/{job}.1/checkpoint"
+    until(lambda: folder.is_dir() and any(folder.iterdir()))
+    reached = until(lambda: statuses(bench, "amsterdam", f"{job}.1").get("step"))
+    os.kill(statuses(bench, "amsterdam", f"{job}.1")["pid"], signal.SIGKILL)
+    out, err = run.communicate(timeout=100)
+    assert run.returncode == 0, err
+    states = [
+        e["state"] for e in bench.events("JobEnded") if "train" in e["assignment"]
+    ]
+    assert states == ["FAILED", "DONE"]
+    (update,) = bench.events("UpdateArrived")
+    assert (update["steps"], update["partial"]) == (150_000, False)
+    log = bench.root / f"mailboxes/amsterdam/r/jobs/{job}.2/log.txt"
+    assert "checkpoint" in log.read_text()
+    assert reached > 0
+    # The same bytes as a run that nobody disturbed.
+    calm = bench.data("run", "federation.yaml", "--id", "calm")
+    assert json.loads(out)["data"]["model_sha256"] == calm["model_sha256"]
+
+
+def test_a_worker_that_hangs_is_ended_by_its_walltime(bench: Bench) -> None:
+    bench.write(names=("amsterdam", "bergen"), rounds=1, steps=150_000, time="0:00:20")
+    run = bench.start("run", "federation.yaml", "retries=1", "--id", "r")
+    job = "train-0001-amsterdam-1.1"
+    pid = until(lambda: statuses(bench, "amsterdam", job).get("pid"))
+    os.kill(pid, signal.SIGSTOP)
+    _, err = run.communicate(timeout=100)
+    assert run.returncode == 6, err
+    (failure,) = bench.events("AssignmentFailed")
+    assert "ended by its walltime" in failure["reason"]
+    assert len(bench.events("UpdateArrived")) == 1
+
+
+def test_the_walltime_returns_partial_work(bench: Bench) -> None:
+    bench.write(names=("amsterdam",), rounds=1, steps=50_000_000, time="0:00:06")
+    bench.hansa("run", "federation.yaml", "--id", "r")
+    (update,) = bench.events("UpdateArrived")
+    assert update["partial"]
+    assert 0 < update["steps"] < 50_000_000
+
+
+def test_a_facility_killed_for_good_ends_with_the_others_and_code_6(
+    bench: Bench,
+) -> None:
+    bench.write(rounds=2, steps=100_000, patience="2s")
+    run = bench.start("run", "federation.yaml", "--id", "r")
+    until(lambda: len(bench.events("JobStarted")) >= 2)
+    pid = statuses(bench, "bergen", "train-0001-bergen-1.1")["pid"]
+    (bench.root / "bergen.yaml").write_text("this facility: [is gone")
+    shutil.rmtree(bench.root / "mailboxes/bergen/r")
+    (bench.root / "mailboxes/bergen/r").write_text("nothing can be written here")
+    os.kill(pid, signal.SIGKILL)
+    _, err = run.communicate(timeout=100)
+    assert run.returncode == 6, err
+    finish = bench.events("RunFinished")[-1]
+    assert finish["outcome"] == "partial"
+    members = [
+        [term["ref"].split("-")[2] for term in event["terms"][1:]]
+        for event in bench.events("VersionPublished")[1:]
+    ]
+    assert members[-1] == ["amsterdam"]
+    assert len(members) == 2
+
+
+def test_a_full_disk_stops_the_run_and_it_resumes(bench: Bench) -> None:
+    # Files of this process may not grow beyond a few kB: its "disk" is full.
+    bench.write(rounds=2)
+    first = bench.start("run", "federation.yaml", "--id", "r")
+    until(lambda: bench.events("VersionPublished"))
+    _limit_file_size(first.pid, 8_000)
+    _, err = first.communicate(timeout=100)
+    assert first.returncode == 1, err
+    assert "STORE_FULL" in err
+    assert "Free" in err
+    summary = bench.data("run", "--resume", "r")
+    assert summary["outcome"] == "done"
+
+
+def _limit_file_size(pid: int, size: int) -> None:
+    import resource
+
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_a_damaged_journal_names_the_line(bench: Bench) -> None:
+    bench.write(names=("amsterdam",), rounds=1)
+    bench.hansa("run", "federation.yaml", "--id", "r")
+    path = bench.root / "runs/r/journal.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], lines[2].replace(b"1", b"2"), *lines[3:]]))
+    bench.hansa("run", "--resume", "r", code=1)
+    assert "line 3 is damaged" in bench.stderr
+    assert "JOURNAL_CORRUPT" in bench.stderr
+
+
+def test_a_bit_flipped_version_is_refused_by_the_worker(bench: Bench) -> None:
+    bench.write(names=("amsterdam", "bergen"), rounds=1, steps=100_000)
+    run = bench.start("run", "federation.yaml", "retries=1", "--id", "r")
+    target = (
+        bench.root / "mailboxes/bergen/r/versions/0/model-00001-of-00001.safetensors"
+    )
+    until(lambda: len(bench.events("VersionPublished")) and target.exists())
+    _flip(target)
+    run.communicate(timeout=100)
+    failures = bench.events("AssignmentFailed")
+    trained = {e["facility"] for e in bench.events("UpdateArrived")}
+    if "bergen" not in trained:
+        assert any("sha256" in failure["reason"] for failure in failures)
+    assert run.returncode in {0, 6}
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    aside = path.with_name(".flipped")
+    aside.write_bytes(data)
+    aside.replace(path)

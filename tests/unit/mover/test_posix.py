@@ -1,0 +1,124 @@
+import asyncio
+import errno
+import hashlib
+import os
+import shutil
+
+import pytest
+
+from hansa.core.errors import StorageFull, TransferError
+from hansa.core.files import FileRecord
+from hansa.mover.posix import PosixMover, PosixOptions
+
+DATA = b"weights" * 1000
+FILES = {
+    "a.safetensors": FileRecord(
+        bytes=len(DATA), sha256=hashlib.sha256(DATA).hexdigest()
+    )
+}
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / "server"
+    folder.mkdir()
+    (folder / "a.safetensors").write_bytes(DATA)
+    (folder / "manifest.json").write_text("{}")
+    return folder
+
+
+def put(tmp_path, source, **options):
+    async def work():
+        mover = PosixMover(PosixOptions(**options), tmp_path / "mail")
+        moved = await mover.put(source, "r/versions/0", FILES)
+        await mover.close()
+        return moved
+
+    asyncio.run(work())
+    return tmp_path / "mail/r/versions/0"
+
+
+def same(a, b) -> bool:
+    return a.stat().st_ino == b.stat().st_ino
+
+
+def test_versions_are_linked(tmp_path, source):
+    target = put(tmp_path, source)
+    assert same(target / "a.safetensors", source / "a.safetensors")
+    assert not same(target / "manifest.json", source / "manifest.json")
+
+
+def test_the_server_may_see_the_mailbox_elsewhere(tmp_path, source):
+    put(tmp_path, source, path=tmp_path / "mount")
+    assert (tmp_path / "mount/r/versions/0/a.safetensors").exists()
+    assert not (tmp_path / "mail").exists()
+
+
+def test_links_can_be_turned_off(tmp_path, source):
+    target = put(tmp_path, source, link=False)
+    assert not same(target / "a.safetensors", source / "a.safetensors")
+
+
+def test_updates_are_copied_as_their_owner_might_write(tmp_path, source):
+    async def work():
+        mover = PosixMover(PosixOptions(), tmp_path)
+        await mover.get("server", tmp_path / "store/update", FILES)
+        await mover.close()
+
+    asyncio.run(work())
+    copy = tmp_path / "store/update/a.safetensors"
+    with (source / "a.safetensors").open("r+b") as file:
+        file.write(b"X")
+    assert copy.read_bytes() == DATA
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM, errno.EMLINK])
+def test_where_links_do_not_work_it_copies(tmp_path, source, monkeypatch, number):
+    def refuse(*arguments, **options):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    target = put(tmp_path, source)
+    assert (target / "a.safetensors").read_bytes() == DATA
+    assert not same(target / "a.safetensors", source / "a.safetensors")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_leaves_nothing(tmp_path, source, monkeypatch, number):
+    def full(*arguments, **options):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(StorageFull, match="No space is left"):
+        put(tmp_path, source, link=False)
+    assert list((tmp_path / "mail/r/versions").iterdir()) == []
+
+
+def test_a_mailbox_that_can_not_be_made_is_lasting(tmp_path, source):
+    (tmp_path / "mail").write_text("a file")
+    with pytest.raises(TransferError) as caught:
+        put(tmp_path, source)
+    assert not caught.value.transient
+
+
+def test_the_loop_goes_on_while_files_move(tmp_path, source, monkeypatch):
+    """A slow file system must not stop the server's other work."""
+
+    async def work():
+        loop, gate = asyncio.get_running_loop(), asyncio.Event()
+        copyfile = shutil.copyfile
+
+        def slow(*arguments, **options):
+            asyncio.run_coroutine_threadsafe(gate.wait(), loop).result(20)
+            return copyfile(*arguments, **options)
+
+        monkeypatch.setattr(shutil, "copyfile", slow)
+        mover = PosixMover(PosixOptions(link=False), tmp_path / "mail")
+        moving = asyncio.create_task(mover.put(source, "r/versions/0", FILES))
+        await asyncio.sleep(0)
+        gate.set()  # reached only if the loop is free
+        moved = await moving
+        await mover.close()
+        return moved
+
+    assert asyncio.run(work()).bytes == len(DATA) + 2
