@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING
 import typer
 
 from hansa.cli.output import say, show_json
-from hansa.core.errors import HansaError, PreflightError, UsageError
+from hansa.core.errors import (
+    HansaError,
+    JournalLocked,
+    PreflightError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from hansa.coordinator.core import Coordinator
@@ -119,6 +124,8 @@ def execute(
                     cancel_on_interrupt=cancel,
                 )
             )
+    except JournalLocked:
+        raise
     except HansaError:
         say(f"Nothing is lost. To go on: hansa run --resume {_resume_name(folder)}")
         raise

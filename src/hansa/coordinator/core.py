@@ -66,7 +66,7 @@ class Plan:
     Attributes:
         facilities: Names, in the order of the file.
         stop: When the run is over.
-        evaluators: Facilities that may evaluate versions; they take turns.
+        evaluators: Facilities that may evaluate versions, in order of preference.
         evaluate_every: Every how many versions; the first and last always are.
     """
 
@@ -435,8 +435,7 @@ class Coordinator:
         able = [name for name in self.plan.evaluators if name not in self._state.lost]
         if not able or attempt > len(self.plan.evaluators):
             return []
-        # In turn, so that no facility's queue bears all of it.
-        facility = able[(version + attempt - 1) % len(able)]
+        facility = able[(attempt - 1) % len(able)]
         name = assignment_id("evaluate", version, facility, attempt)
         order = WorkOrder(
             assignment=name, kind="evaluate", round=version, version=version

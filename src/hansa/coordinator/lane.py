@@ -180,27 +180,27 @@ class Lane:
                     return
                 again = error.transient and job.number < self._settings.retries
                 log.warning("%s: %s", job.key, error)
-                self._show("retrying" if again else "failed", error.message)
+                self._show("retrying" if again else "failed", error.message, job)
                 if not again:
                     self._emit(self._failure(job, error))
                     return
                 await asyncio.sleep(self._settings.retry.delay(job.number, job.key))
                 job.next_number()
             else:
-                self._show("idle")
+                self._show("idle", job=job)
                 return
 
     async def _one_job(self, job: Job) -> None:
         """Carry one batch job through; returns when its result was delivered."""
-        self._show("staging")
+        self._show("staging", job=job)
         await self._retried(job, lambda: self._stage(job))
-        self._show("submitting")
+        self._show("submitting", job=job)
         await self._retried(job, lambda: self._submit(job))
-        self._show("queued")
+        self._show("queued", job=job)
         report = await self._watch(job)
         if report.update is None:
             raise await self._why(job, report)
-        self._show("collecting")
+        self._show("collecting", job=job)
         await self._retried(job, lambda: self._collect(job, report))
 
     async def _retried(
@@ -216,7 +216,7 @@ class Lane:
                 if not error.transient or not self._settings.retry.allows(tries):
                     raise
                 log.warning("%s: %s; trying again", job.key, error)
-                self._show(self.view.state, error.message)
+                self._show(self.view.state, error.message, job)
                 await asyncio.sleep(self._settings.retry.delay(tries, job.key))
 
     async def _stage(self, job: Job) -> None:
@@ -281,20 +281,25 @@ class Lane:
     # What a job tells.
 
     def _note(self, job: Job, report: JobReport) -> None:
-        status, record = report.status or {}, report.scheduler
-        if record is not None and record.state is JobState.RUNNING:
-            self._show(str(status.get("phase") or "starting"))
-        self.view.step = int(status.get("step") or 0)
-        self.view.steps = int(status.get("steps") or 0)
-        self.view.loss = status.get("loss")
-        self.view.samples_per_s = status.get("samples_per_s")
+        record = report.scheduler
+        if self._in_view(job):
+            self._note_in_view(report)
         if record is None or record.started is None or report.bound is None:
             return
-        self.view.queue_wait = waited(record)
-        self.view.version = int(report.bound["base"])
         if job.base is None:
-            job.base = self.view.version
+            job.base = int(report.bound["base"])
             self._emit(job.started_event(self._settings.facility, record))
+
+    def _note_in_view(self, report: JobReport) -> None:
+        view, status, record = self.view, report.status or {}, report.scheduler
+        if record is not None and record.state is JobState.RUNNING:
+            self._show(str(status.get("phase") or "starting"))
+        if report.bound is not None and record is not None:
+            view.version, view.queue_wait = int(report.bound["base"]), waited(record)
+        view.step = int(status.get("step") or 0)
+        view.steps = int(status.get("steps") or 0)
+        view.loss = status.get("loss")
+        view.samples_per_s = status.get("samples_per_s")
 
     def _note_end(self, job: Job, record: JobStatus) -> None:
         if job.ended:
@@ -411,5 +416,12 @@ class Lane:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._fail(error)
 
-    def _show(self, state: str, detail: str = "") -> None:
-        self.view.state, self.view.detail = state, detail
+    def _in_view(self, job: Job) -> bool:
+        """Tell whether people should see this job: training goes before the rest."""
+        return job.order.kind == "train" or not any(
+            other.order.kind == "train" for other in self._orders.values()
+        )
+
+    def _show(self, state: str, detail: str = "", job: Job | None = None) -> None:
+        if job is None or self._in_view(job):
+            self.view.state, self.view.detail = state, detail

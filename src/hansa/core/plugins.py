@@ -7,7 +7,6 @@ when it is asked for and does not hurt the others.
 
 from __future__ import annotations
 
-import re
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -43,11 +42,11 @@ def find(group: str, name: str) -> Any:
 def _load(group: str, point: EntryPoint) -> Any:
     try:
         return point.load()
-    except ImportError as error:
-        module = re.escape(str(error.name or ""))
+    except (ImportError, AttributeError) as error:
+        missing = error.name if isinstance(error, ImportError) else None
         raise PluginError(
             f"The {singular(group)} {point.name!r} can't be loaded: {error}.",
-            hint=f"Install what brings {module!r}." if module else None,
+            hint=f"Install what brings {missing!r}." if missing else None,
         ) from error
 
 

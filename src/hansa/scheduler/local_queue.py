@@ -15,6 +15,9 @@ the warning a job gets SIGUSR1, at walltime SIGTERM, and SIGKILL after a grace.
 Everything lies in DIR. `state.json` is replaced atomically and only under the lock
 `state.lock`, by whoever changes it; so looking at the queue is just reading that file.
 
+A job's environment is that of the submission which started the daemon, and
+HANSA_JOB_ID.
+
 Only the standard library, and little of it: a submission should take milliseconds.
 """
 

@@ -17,7 +17,6 @@ from hansa.spec.fields import (
     PluginSection,
     Section,
     ShortForm,
-    Texts,
     fill,
 )
 from hansa.spec.yaml import dump
@@ -131,10 +130,6 @@ class JobSpec(Section):
     time: Duration = Field(3600.0, gt=0, description="walltime")
     queue: str | None = Field(None, description="queue or partition")
     account: str | None = Field(None, description="project that is charged")
-    reservation: str | None = Field(None, description="reservation to run in")
-    directives: Texts = Field(
-        (), description="more lines for the head of the batch script, without #SBATCH"
-    )
 
 
 class WorkSpec(PluginSection):

@@ -132,7 +132,7 @@ class SiteSpec(Section):
     )
     cache: LocalPath = Field(
         description="folder for data that is prepared once",
-        json_schema_extra={"x-default": "`cache` in the mailbox"},
+        json_schema_extra={"x-default": "`.cache` in the mailbox"},
     )
     tasks: dict[str, TaskAccess] = Field(
         min_length=1, description="the tasks that may run here, by name"
@@ -161,7 +161,7 @@ class SiteSpec(Section):
     @classmethod
     def _cache_in_mailbox(cls, data: object) -> object:
         if isinstance(data, Mapping):
-            return fill(data, "cache", f"{data.get('mailbox')}/cache")
+            return fill(data, "cache", f"{data.get('mailbox')}/.cache")
         return data
 
 

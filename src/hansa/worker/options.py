@@ -22,14 +22,25 @@ class Options(BaseModel):
 
 
 class SoftmaxModelOptions(Options):
-    """Shape of a softmax regression: `features` numbers in, `classes` scores out."""
+    """Shape of a softmax regression.
+
+    Attributes:
+        features: Numbers that go in.
+        classes: Scores that come out.
+    """
 
     features: Count = 64
     classes: Annotated[int, Field(ge=2)] = 10
 
 
 class SoftmaxWorkOptions(Options):
-    """SGD: samples per step, learning rate, momentum (0 is plain SGD)."""
+    """Stochastic gradient descent.
+
+    Attributes:
+        batch: Samples per step.
+        lr: Learning rate.
+        momentum: Share of the last step that is kept; 0 is plain SGD.
+    """
 
     batch: Count = 32
     lr: Positive = 0.5
@@ -37,13 +48,25 @@ class SoftmaxWorkOptions(Options):
 
 
 class TorchModuleModelOptions(Options):
-    """`arguments` is given to the user's function as it is."""
+    """What the user's function is called with.
+
+    Attributes:
+        arguments: Given to the function as it is.
+    """
 
     arguments: dict[str, Any] = Field(default_factory=dict)
 
 
 class TorchModuleWorkOptions(Options):
-    """Optimizer of a user's model."""
+    """Optimizer of a user's model.
+
+    Attributes:
+        batch: Samples per step.
+        lr: Learning rate.
+        optimizer: Which of torch's optimizers.
+        weight_decay: As the optimizer has it.
+        momentum: Of `sgd`.
+    """
 
     batch: Count = 32
     lr: Positive = 1e-3

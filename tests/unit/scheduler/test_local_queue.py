@@ -222,13 +222,14 @@ def test_racing_submissions_make_one_daemon_and_distinct_ids(queue):
 
 def test_synthetic_waits(queue):
     queue.use(slots=2, wait={"mean": 0.5, "sigma": 0})
-    held = queue.submit("held", "true")
+    done = queue.ended(queue.submit("soon", "true"))
+    assert done.started - done.submitted >= 0.5
+    queue.use(slots=2, wait={"mean": 600, "sigma": 0})
+    late = queue.submit("late", "true", nodes=2)
     queue.use(slots=2)
     free = queue.submit("free", "true")
-    queue.ended(held)
-    jobs = queue.status()
-    assert jobs[held].started - jobs[held].submitted >= 0.5
-    assert jobs[free].started < jobs[held].started  # it is not in line yet
+    assert queue.ended(free).state is JobState.DONE  # "late" is not in line yet
+    assert queue.job(late).state is JobState.QUEUED
 
 
 def test_an_idle_daemon_leaves_and_comes_back(queue):

@@ -82,6 +82,7 @@ def empty_pretrained(
         parsed = classes.AutoConfig.from_pretrained(folder, local_files_only=True)
         with no_init_weights():
             module = classes.AutoModelForCausalLM.from_config(parsed, dtype=dtype)
+        module.tie_weights()  # is left out together with the initial values
     except (OSError, ValueError, ImportError) as error:
         raise WorkerError(
             f"transformers can't build the model of {folder}: {error}"
