@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -82,8 +81,7 @@ def test_kill_9_of_a_worker_goes_on_from_its_checkpoint(bench: Bench) -> None:
     job = "train-0001-amsterdam-1"
     run = bench.start("run", "federation.yaml", "--id", "r", "--json")
     folder = bench.root / f"mailboxes/amsterdam/r/jobs/{job}.1/checkpoint"
-    until(lambda: folder.is_dir() and any(folder.iterdir()))
-    reached = until(lambda: statuses(bench, "amsterdam", f"{job}.1").get("step"))
+    until(lambda: [entry for entry in folder.glob("*") if entry.name[0] != "."])
     os.kill(statuses(bench, "amsterdam", f"{job}.1")["pid"], signal.SIGKILL)
     out, err = run.communicate(timeout=100)
     assert run.returncode == 0, err
@@ -94,8 +92,7 @@ def test_kill_9_of_a_worker_goes_on_from_its_checkpoint(bench: Bench) -> None:
     (update,) = bench.events("UpdateArrived")
     assert (update["steps"], update["partial"]) == (150_000, False)
     log = bench.root / f"mailboxes/amsterdam/r/jobs/{job}.2/log.txt"
-    assert "checkpoint" in log.read_text()
-    assert reached > 0
+    assert "Going on from" in log.read_text()
     # The same bytes as a run that nobody disturbed.
     calm = bench.data("run", "federation.yaml", "--id", "calm")
     assert json.loads(out)["data"]["model_sha256"] == calm["model_sha256"]
@@ -129,9 +126,8 @@ def test_a_facility_killed_for_good_ends_with_the_others_and_code_6(
     run = bench.start("run", "federation.yaml", "--id", "r")
     until(lambda: len(bench.events("JobStarted")) >= 2)
     pid = statuses(bench, "bergen", "train-0001-bergen-1.1")["pid"]
-    (bench.root / "bergen.yaml").write_text("this facility: [is gone")
-    shutil.rmtree(bench.root / "mailboxes/bergen/r")
-    (bench.root / "mailboxes/bergen/r").write_text("nothing can be written here")
+    (bench.root / "mailboxes/bergen").rename(bench.root / "mailboxes/gone")
+    (bench.root / "mailboxes/bergen").write_text("nothing can be written here")
     os.kill(pid, signal.SIGKILL)
     _, err = run.communicate(timeout=100)
     assert run.returncode == 6, err

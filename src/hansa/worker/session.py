@@ -88,6 +88,7 @@ class Session:
         batches = self.batches(task)
         test = self._test(task) if order.evaluate else ()
         binding = bind(self.job, self.mailbox)
+        log.info("%s trains from version %d.", order.assignment, binding.version)
         trainer, progress = self._trainer(binding)
         self.timings.startup_s = time.monotonic() - self.started
         self.status.enter("training", base=binding.version)
@@ -97,6 +98,7 @@ class Session:
         self.timings.train_s = progress.train_s
         result = Result(progress, losses, self.timings)
         delivery.deliver_update(self.mailbox, order, result, trainer.tensors())
+        log.info("Delivered %d of %s steps.", progress.step, order.steps)
         checkpoint.remove(self.mailbox, order.assignment, self.job.number)
 
     def batches(self, task: Task) -> Batches:

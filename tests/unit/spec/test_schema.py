@@ -83,7 +83,7 @@ def test_every_section_has_its_table() -> None:
         assert f"### `{section}`\n" in text
     assert "| `defaults` | section |" in text
     assert "### `tasks.<name>`\n" in schema.site_tables()
-    assert "| `cache` | path | `cache` in the mailbox |" in schema.site_tables()
+    assert "| `cache` | path | `.cache` in the mailbox |" in schema.site_tables()
 
 
 def test_plug_ins_have_theirs(monkeypatch: pytest.MonkeyPatch) -> None:

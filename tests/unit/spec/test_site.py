@@ -23,7 +23,7 @@ def test_defaults_and_paths(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert site.scheduler.type == "queue"
     assert site.scheduler.options == {"slots": 1, "directory": None}
     assert site.mailbox == here / "mail"
-    assert site.cache == here / "mail" / "cache"
+    assert site.cache == here / "mail" / ".cache"
     assert site.tasks["parts"].data == here.parent / "numbers"
     assert site.tasks["parts"].splits == ("part-0",)
     assert site.tasks["parts"].test_splits is None

