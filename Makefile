@@ -21,7 +21,7 @@ lint: $(VENV)/dev.stamp  ## style, types, import contracts, generated documents
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/codespell src tests docs tools examples README.md CONTRIBUTING.md CHANGELOG.md
+	$(BIN)/codespell src docs tools examples README.md CONTRIBUTING.md CHANGELOG.md
 	$(BIN)/python tools/make_files_doc.py --check
 
 format: $(VENV)/dev.stamp  ## put everything into shape

@@ -42,10 +42,14 @@ class JobReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pace:
-    """Seconds between polls: `first` after news, doubling to `longest`."""
+    """Seconds between polls: `first` after news, then `growth` times longer each.
+
+    With 1.25 an answer is late by at most a fifth of the time it was waited for.
+    """
 
     first: float = 0.1
-    longest: float = 2.0
+    growth: float = 1.25
+    longest: float = 10.0
 
 
 class Poller:
@@ -115,7 +119,11 @@ class Poller:
                     self._on_gone(error)
                     return
             news = seen != last or self._sooner.is_set()
-            wait = self._pace.first if news else min(wait * 2, self._pace.longest)
+            wait = (
+                self._pace.first
+                if news
+                else min(wait * self._pace.growth, self._pace.longest)
+            )
             last = seen
             await self._pause(wait)
 

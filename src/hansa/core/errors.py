@@ -205,7 +205,8 @@ class StrategyError(HansaError):
 
 
 def _tree(root: type[HansaError]) -> dict[str, type[HansaError]]:
-    found = {root.code: root}
+    # A subclass without a code of its own is no class of the tree.
+    found = {root.code: root} if "code" in vars(root) else {}
     for child in root.__subclasses__():
         found.update(_tree(child))
     return found

@@ -91,7 +91,7 @@ def test_submit_writes_order_job_and_script(facility, submit):
             "source": None,
             "splits": ["ones"],
             "test_splits": None,
-            "cache": str(facility.site.mailbox / "cache"),
+            "cache": str(facility.site.mailbox / ".cache"),
             "options": {"sites": 4, "x": 1},  # the site's word goes last
         },
         "modules": ["mylab.models:net"],
