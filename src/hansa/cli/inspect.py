@@ -142,6 +142,7 @@ def write(folder: RunFolder, summary: RunSummary) -> list[Path]:
 def conclusion(folder: RunFolder, *, quiet: bool) -> None:
     """Print the tables of a finished run and write its report."""
     from hansa.core.errors import PluginError
+    from hansa.report.headline import headline
     from hansa.report.tables import facilities_table, versions_table
 
     summary = summary_of(folder)
@@ -154,7 +155,8 @@ def conclusion(folder: RunFolder, *, quiet: bool) -> None:
         say(f"No report was written: {error.message} {error.hint or ''}")
         return
     if not quiet:
-        print(f"{folder.run}: {summary.outcome}. Report: {paths[0]}")
+        print(f"{folder.run}: {summary.outcome}. {headline(summary)}")
+        print(f"Report: {paths[0]}")
 
 
 def _live(folder: RunFolder) -> dict[str, Any]:

@@ -20,6 +20,9 @@ from hansa.spec.federation import FacilitySpec, FederationSpec
 from hansa.store.versions import Store
 from hansa.strategy.base import Strategy, StrategyContext
 
+CACHE = Path("~/.cache/hansa")
+"""Where tasks keep what they built on this server."""
+
 
 def make_plan(spec: FederationSpec) -> Plan:
     """Return what the core needs of a federation."""
@@ -167,7 +170,11 @@ def initial_request(spec: FederationSpec) -> Mapping[str, Any]:
     return {
         "schema": 1,
         "model": spec.model.model_dump(mode="json"),
-        "task": {"name": spec.task.name, "options": spec.task.options},
+        "task": {
+            "name": spec.task.name,
+            "options": spec.task.options,
+            "cache": str(CACHE.expanduser()),
+        },
         "work": first.work.options,
         "seed": spec.seed,
     }

@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import Field
 
-from hansa.core.errors import HansaError
 from hansa.store.atomic import full_disk
 from hansa.store.dtypes import stored
 from hansa.worker.arrays import write_arrays
@@ -89,15 +88,11 @@ def write_initial(request: Request, directory: Path) -> list[str]:
 
 
 def _corpus(task: InitialTask, directory: Path) -> Sequence[Example]:
-    """Return the task's training examples; none if they can't be had here."""
-    try:
-        plugin = task_plugin(task.name)
-        options = validated(plugin.options, task.options, "task.options")
-        cache = task.cache or directory.parent
-        examples: Sequence[Example] = resolve(plugin.target)(
-            task.source, cache, options
-        ).load("train", None)
-    except (HansaError, ImportError, OSError) as error:
-        log.warning("No corpus of the task %r: %s", task.name, error)
-        return ()
+    """Return the task's training examples, for trainers that build a tokenizer."""
+    plugin = task_plugin(task.name)
+    options = validated(plugin.options, task.options, "task.options")
+    cache = task.cache or directory.parent
+    examples: Sequence[Example] = resolve(plugin.target)(
+        task.source, cache, options
+    ).load("train", None)
     return examples

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from hansa.core.errors import IntegrityError, SpecError
+from hansa.core.errors import IntegrityError, PluginError, SpecError
 from hansa.store.dtypes import stored
 from hansa.store.versions import Store
 from hansa.worker import initial
@@ -92,9 +92,8 @@ def write_assets(trainer: Corpus, folder: Path) -> None:
     (folder / "config.json").write_text(str(trainer.size))
 
 
-@pytest.mark.parametrize(("task", "size"), [("digits", 1438), ("no-such-task", 0)])
-def test_trainer_gets_the_corpus_if_there_is_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, size: int
+def test_a_trainer_that_wants_a_corpus_gets_it_or_hears_why_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plugin = TrainerPlugin(
         model_options=Nothing,
@@ -109,10 +108,12 @@ def test_trainer_gets_the_corpus_if_there_is_one(
         initial, "resolve", lambda target: known.get(target) or real(target)
     )
     data = request()
-    data["task"]["name"] = task
     files = write_initial(Request.model_validate(data), tmp_path / "out")
     assert files == ["config.json", "model.safetensors"]
-    assert (tmp_path / "out" / "config.json").read_text() == str(size)
+    assert (tmp_path / "out" / "config.json").read_text() == "1438"
+    data["task"]["name"] = "no-such-task"
+    with pytest.raises(PluginError, match="no task 'no-such-task'"):
+        write_initial(Request.model_validate(data), tmp_path / "none")
 
 
 def test_arrays_keep_their_values_and_dtypes(tmp_path: Path) -> None:
