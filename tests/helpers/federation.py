@@ -14,15 +14,17 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from hansa.coordinator.contact import Contact
-from hansa.coordinator.core import Coordinator, Plan, Stop
+from hansa.coordinator.core import Coordinator
 from hansa.coordinator.delivery import Delivery
 from hansa.coordinator.lane import Lane, LaneSettings
+from hansa.coordinator.plan import Plan, Stop
 from hansa.coordinator.replay import replay
 from hansa.coordinator.runtime import Runtime
 from hansa.core.commands import WorkOrder
 from hansa.core.events import Event, RunResumed, RunStarted, VersionPublished
 from hansa.journal import Journal, Lease, read
 from hansa.mover.posix import PosixMover
+from hansa.site import rpc
 from hansa.store.versions import Store
 from hansa.strategy.base import StrategyContext
 from hansa.strategy.fedavg import FedAvg, FedAvgOptions
@@ -128,7 +130,8 @@ class Scenario:
         contact = Contact(name, facility, patience=self.patience)
 
         async def connect() -> PosixMover:
-            return PosixMover(PosixMover.Options(), facility.root)
+            health = await contact.call(rpc.probe())
+            return PosixMover(PosixMover.Options(), Path(health["mailbox"]))
 
         delivery = Delivery(
             RUN,
@@ -137,6 +140,7 @@ class Scenario:
             self.store,
             newest=lambda: core.newest,
             keep=core.needed_versions,
+            settled=lambda: core.settled(name),
         )
         settings = LaneSettings(
             run=RUN,

@@ -82,7 +82,7 @@ class Bench:
         self.processes.append(process)
         return process
 
-    def hansa(self, *args: str, code: int = 0, timeout: float = 110) -> str:
+    def hansa(self, *args: str, code: int = 0, timeout: float = 280) -> str:
         """Run a command to its end and return its stdout."""
         process = self.start(*args)
         out, err = process.communicate(timeout=timeout)

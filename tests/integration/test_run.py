@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from runs import Bench, until
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 
 def test_a_run_its_report_its_replay_and_a_second_run(bench: Bench) -> None:
@@ -67,7 +67,7 @@ def test_a_dry_run_spends_nothing(bench: Bench) -> None:
 
 
 def test_a_second_run_on_a_live_run_names_its_holder(bench: Bench) -> None:
-    bench.write(steps=400_000, rounds=1)
+    bench.write(steps=10_000_000, rounds=1)
     first = bench.start("run", "federation.yaml", "--id", "r")
     until(lambda: bench.events("JobStarted"))
     bench.hansa("run", "--resume", "r", code=75)
@@ -80,7 +80,7 @@ def test_a_second_run_on_a_live_run_names_its_holder(bench: Bench) -> None:
 
 
 def test_ctrl_c_keeps_the_jobs_and_resume_adopts_them(bench: Bench) -> None:
-    bench.write(steps=200_000, rounds=1)
+    bench.write(steps=40_000, rounds=1)
     first = bench.start("run", "federation.yaml", "--id", "r")
     until(lambda: len(bench.events("JobStarted")) >= 2)
     first.send_signal(signal.SIGINT)
@@ -123,6 +123,7 @@ def test_a_mailbox_that_is_no_directory_is_found_before_the_run(bench: Bench) ->
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ("stop.round=3", "did you mean 'rounds'"),
         ("strategie=fedavg", "did you mean 'strategy'"),
         ("strategy.name=fedavgg", "Did you mean 'fedavg'"),
         ("task.name=digit", "Did you mean 'digits'"),
@@ -163,3 +164,46 @@ def test_init_then_check_then_run(bench: Bench) -> None:
     bench.hansa("init", "mine", "--example", "digit", code=2)
     assert "Did you mean 'digits'" in bench.stderr
     assert not Path(bench.root / "mine").exists()
+
+
+def test_a_demo_does_not_move_a_demo_that_runs(bench: Bench) -> None:
+    first = bench.start("demo", "--name", "digits")
+    until(lambda: bench.events("RunStarted", "demo"))
+    bench.hansa("demo", "--name", "digits", code=75)
+    assert str(first.pid) in bench.stderr
+    first.communicate(timeout=120)
+    assert first.returncode == 0
+
+
+def test_a_place_for_runs_that_is_none_is_a_sentence(bench: Bench) -> None:
+    bench.write()
+    (bench.root / "file").write_text("in the way")
+    bench.hansa("run", "federation.yaml", "--runs", "file", code=2)
+    assert "Choose another place with --runs" in bench.stderr
+    assert "Traceback" not in bench.stderr
+
+
+def test_an_old_mailbox_is_not_taken_for_this_run(bench: Bench) -> None:
+    bench.write(names=("amsterdam",), rounds=1)
+    bench.hansa("run", "federation.yaml", "--id", "r")
+    shutil.rmtree(bench.root / "runs/r")
+    bench.hansa("run", "federation.yaml", "--id", "r", code=1)
+    (failure, *_rest) = bench.events("AssignmentFailed")
+    assert "orders never change" in failure["reason"]
+
+
+def test_a_request_to_a_coordinator_that_is_gone_is_void(bench: Bench) -> None:
+    bench.write(names=("amsterdam",), rounds=1)
+    first = bench.start("run", "federation.yaml", "--id", "r")
+    until(lambda: bench.events("JobQueued"))
+    first.kill()
+    first.communicate()
+    (bench.root / "runs/r/request.json").write_text('{"request": "cancel"}')
+    assert bench.data("run", "--resume", "r")["outcome"] == "done"
+
+
+def test_a_plan_that_could_not_begin_may_be_corrected(bench: Bench) -> None:
+    bench.write(names=("amsterdam",), rounds=1)
+    bench.hansa("run", "federation.yaml", "model.source=zeroz", "--id", "r", code=5)
+    assert "zeroz" in bench.stderr
+    assert bench.data("run", "federation.yaml", "--id", "r")["outcome"] == "done"

@@ -16,7 +16,8 @@ from hypothesis.stateful import (
     rule,
 )
 
-from hansa.coordinator.core import Coordinator, Plan, Stop
+from hansa.coordinator.core import Coordinator
+from hansa.coordinator.plan import Plan, Stop
 from hansa.coordinator.replay import replay
 from hansa.core.commands import (
     Aggregate,

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from federation import Scenario
 
-from hansa.coordinator.core import Stop
-from hansa.core.errors import PolicyError
+from hansa.coordinator.plan import Stop
+from hansa.core.errors import PolicyError, StorageFull
 from hansa.core.events import (
     AssignmentFailed,
     EvaluationReported,
@@ -208,3 +208,114 @@ def test_nothing_is_told_twice(tmp_path: Path) -> None:
         assert len(keys) == len(set(keys))
     arrived = [e.assignment for e in scenario.of(UpdateArrived)]
     assert len(arrived) == len(set(arrived))
+
+
+def test_a_full_mailbox_is_that_facilitys_failure_only(tmp_path: Path) -> None:
+    full = StorageFull("The quota of /eagle/proj is used up.", hint="Free space.")
+    scenario = two(tmp_path, a={"submit_error": full})
+    assert scenario.run().outcome == "partial"
+    np.testing.assert_array_equal(scenario.model(3)["bias"], np.float32(9.0))
+    assert "quota" in scenario.of(AssignmentFailed)[0].reason
+
+
+def test_an_empty_update_is_rejected(tmp_path: Path) -> None:
+    scenario = Scenario(
+        tmp_path, {"a": Script(samples=0), "b": Script(**B)}, stop=Stop(rounds=1)
+    )
+    assert scenario.run().outcome == "partial"
+    (failure,) = scenario.of(AssignmentFailed)
+    assert failure.code == "UPDATE_REJECTED"
+    assert "nothing in it" in failure.reason
+
+
+def test_a_sum_that_overflows_fails_the_run_for_good_and_says_so(
+    tmp_path: Path,
+) -> None:
+    huge = Script(drift=3e38, samples=10)
+    scenario = Scenario(tmp_path, {"a": huge, "b": Script(drift=3e38, samples=10)})
+    core = scenario.run()
+    assert core.outcome == "failed"
+    assert "would be inf" in core.reason
+    assert scenario.run().outcome == "failed"
+
+
+@pytest.mark.parametrize(
+    "garbled",
+    [
+        {"bound": {}},
+        {"bound": {"base": -1}},
+        {"status": [1]},
+        {"status": {"step": "x"}},
+        {"status": {"error": "text"}},
+        {"scheduler": {"state": 5}},
+    ],
+)
+def test_nonsense_from_one_facility_does_not_end_the_run(
+    tmp_path: Path, garbled: dict
+) -> None:
+    scenario = two(tmp_path, a={"garbled": garbled}, patience=60.0)
+    assert scenario.run().outcome == "partial"
+    np.testing.assert_array_equal(scenario.model(3)["bias"], np.float32(9.0))
+
+
+def test_a_scheduler_that_forgets_a_job_for_a_moment_does_not_double_it(
+    tmp_path: Path,
+) -> None:
+    spans = tuple((float(t), t + 3.0) for t in range(2, 300, 20))
+    scenario = two(tmp_path, a={"blind": spans, "train_s": 60.0})
+    assert scenario.run().outcome == "done"
+    facility = scenario.facilities["a"]
+    assert len([key for key in facility.jobs if key.startswith("train")]) == 3
+
+
+def test_a_job_that_vanished_is_cancelled_before_the_next(tmp_path: Path) -> None:
+    scenario = two(tmp_path, a={"blind": ((2.0, 100.0),), "train_s": 1000.0})
+    scenario.run()
+    jobs = scenario.facilities["a"].jobs
+    assert jobs["train-0001-a-1.1"].state == "CANCELLED"
+
+
+def test_a_full_queue_is_waited_for(tmp_path: Path) -> None:
+    scenario = two(tmp_path, a={"full_until": 500.0})
+    assert scenario.run().outcome == "done"
+    assert scenario.of(AssignmentFailed) == []
+    np.testing.assert_array_equal(scenario.model(3)["bias"], np.float32(7.5))
+
+
+def test_a_withdrawal_reaches_a_facility_that_was_silent(tmp_path: Path) -> None:
+    scenario = two(
+        tmp_path,
+        b={"silent": ((55.0, 150.0),), "train_s": 5000.0},
+        options={"quorum": 1, "deadline": 60},
+        stop=Stop(rounds=4),
+    )
+    scenario.run()
+    states = {job.state for job in scenario.facilities["b"].jobs.values()}
+    assert "RUNNING" not in states
+    cancelled = [e for e in scenario.of(JobEnded) if e.state == "CANCELLED"]
+    assert cancelled
+
+
+def test_a_restart_while_a_facility_is_lost_still_cancels_its_jobs(
+    tmp_path: Path,
+) -> None:
+    scenario = two(
+        tmp_path,
+        a={"silent": ((5.0, 400.0),), "train_s": 3000.0},
+        b={"train_s": 300.0},
+        patience=60.0,
+        options={"quorum": 1, "deadline": 700},
+    )
+    scenario.run(until=lambda event: isinstance(event, FacilityLost))
+    scenario.run()
+    assert scenario.facilities["a"].jobs["train-0001-a-1.1"].state == "CANCELLED"
+    ended = [e for e in scenario.of(JobEnded) if e.assignment == "train-0001-a-1"]
+    assert [e.state for e in ended] == ["CANCELLED"]
+
+
+def test_downtime_counts_towards_the_wall_clock_once(tmp_path: Path) -> None:
+    scenario = two(tmp_path, b={"queue_s": 100.0}, stop=Stop(wall_clock=150.0))
+    scenario.run(until=lambda event: isinstance(event, JobStarted))
+    core = scenario.run()
+    assert core.newest >= 1
+    assert 150 <= scenario.of(RunFinished)[-1].at < 320

@@ -50,5 +50,9 @@ def main() -> None:
         app(prog_name="hansa")
     except HansaError as error:
         sys.exit(show_error(error, as_json="--json" in sys.argv))
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        told = HansaError(f"The system says: {error.strerror or error}{where}.")
+        sys.exit(show_error(told, as_json="--json" in sys.argv))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from hansa.cli.output import console, say
 from hansa.core.events import (
+    AggregateFailed,
     AssignmentFailed,
     EvaluationReported,
     Event,
@@ -201,6 +202,8 @@ def sentence(event: Event) -> str:
         case VersionPublished():
             members = len(event.terms) - 1
             return f"version {event.version} from {members} updates"
+        case AggregateFailed():
+            return f"version {event.version} can't be made: {event.reason}"
         case EvaluationReported():
             return f"version {event.version}: test loss {event.loss:.4f}"
         case FacilityLost():

@@ -7,16 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from hansa.cli.options import FOLDER, JSON, RUN
 from hansa.cli.output import say, show_json, show_table
-from hansa.cli.run import RUNS
 
 if TYPE_CHECKING:
     from hansa.coordinator.folder import RunFolder
     from hansa.report.model import RunSummary
-
-RUN = typer.Argument(help="Id or directory of the run.")
-JSON = typer.Option(False, "--json", help="Print JSON.")
-FOLDER = typer.Option(RUNS, help="Folder of all runs.")
 
 
 def register(app: typer.Typer) -> None:

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from hansa.cli.options import CHANGES, JSON
 from hansa.cli.output import show_json, show_table
 
 if TYPE_CHECKING:
     from hansa.spec.federation import FederationSpec
-
-JSON = typer.Option(False, "--json", help="Print JSON.")
 
 
 def register(app: typer.Typer) -> None:
@@ -25,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 def check(
     file: Path = typer.Argument(help="federation.yaml"),
-    overrides: list[str] | None = typer.Argument(None, metavar="[KEY=VALUE]..."),
+    overrides: list[str] | None = CHANGES,
     json_: bool = JSON,
 ) -> None:
     """Check a federation file and ask every facility whether it is ready."""

@@ -7,20 +7,16 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from hansa.cli.inspect import conclusion, summary_of
+from hansa.cli.options import CHANGES, FOLDER, RUN, RUNS
 from hansa.cli.output import say, show_json
-from hansa.core.errors import (
-    HansaError,
-    JournalLocked,
-    PreflightError,
-    UsageError,
-)
+from hansa.core.errors import PreflightError, StorageFull, UsageError
 
 if TYPE_CHECKING:
     from hansa.coordinator.core import Coordinator
     from hansa.coordinator.folder import RunFolder
     from hansa.spec.federation import FederationSpec
 
-RUNS = Path("runs")
 EXIT_CODES = {"done": 0, "partial": 6, "failed": 1}
 
 
@@ -32,18 +28,18 @@ def register(app: typer.Typer) -> None:
 
 def run(
     file: Path | None = typer.Argument(None, help="federation.yaml"),
-    overrides: list[str] | None = typer.Argument(
-        None, help="key=value, +key=value, ~key", metavar="[KEY=VALUE]..."
-    ),
+    overrides: list[str] | None = CHANGES,
     resume: str | None = typer.Option(None, help="Take up this run again."),
     id_: str | None = typer.Option(None, "--id", help="Id of the run."),
-    runs: Path = typer.Option(RUNS, help="Folder of all runs."),
+    runs: Path = FOLDER,
     dry_run: bool = typer.Option(
-        False, help="Print every job script and transfer; spend nothing."
+        False, "--dry-run", help="Print every job script and transfer; spend nothing."
     ),
-    cancel: bool = typer.Option(False, help="On Ctrl-C, cancel the jobs in flight."),
+    cancel: bool = typer.Option(
+        False, "--cancel", help="On Ctrl-C, cancel the jobs in flight."
+    ),
     keep_going: bool = typer.Option(
-        False, help="Begin even if some facilities are not ready."
+        False, "--keep-going", help="Begin even if some facilities are not ready."
     ),
     json_: bool = typer.Option(False, "--json", help="Print the report as JSON."),
 ) -> None:
@@ -68,16 +64,16 @@ def run(
         return
     code = execute(spec, folder, cancel=cancel, keep_going=keep_going, quiet=json_)
     if json_:
-        from hansa.cli.inspect import summary_of
-
         show_json(summary_of(folder).to_json(), code)
     raise typer.Exit(code)
 
 
 def stop(
-    run: str = typer.Argument(help="Id or directory of the run."),
-    cancel: bool = typer.Option(False, help="Cancel the jobs in flight, too."),
-    runs: Path = typer.Option(RUNS, help="Folder of all runs."),
+    run: str = RUN,
+    cancel: bool = typer.Option(
+        False, "--cancel", help="Cancel the jobs in flight, too."
+    ),
+    runs: Path = FOLDER,
 ) -> None:
     """Ask a running coordinator to stop; the run can be resumed."""
     import time
@@ -109,8 +105,9 @@ def execute(
 
     from hansa.cli.display import make_display
     from hansa.coordinator.launch import carry_out
+    from hansa.coordinator.runtime import Interrupted
 
-    if not folder.lock.is_file():
+    if not folder.journal.is_file():
         preflight(spec, folder.run, keep_going=keep_going)
     folder.claim(spec)
     try:
@@ -124,9 +121,7 @@ def execute(
                     cancel_on_interrupt=cancel,
                 )
             )
-    except JournalLocked:
-        raise
-    except HansaError:
+    except (Interrupted, StorageFull):
         say(f"Nothing is lost. To go on: hansa run --resume {_resume_name(folder)}")
         raise
     return _conclude(core, folder, quiet=quiet)
@@ -159,8 +154,6 @@ def preflight(spec: FederationSpec, run: str, *, keep_going: bool) -> None:
 
 
 def _conclude(core: Coordinator, folder: RunFolder, *, quiet: bool) -> int:
-    from hansa.cli.inspect import conclusion
-
     code = EXIT_CODES.get(core.outcome, 1)
     conclusion(folder, quiet=quiet)
     return code

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
+from hansa.cli.options import FOLDER
 from hansa.cli.output import say
-from hansa.cli.run import RUNS
+from hansa.core.errors import JournalLocked
+
+if TYPE_CHECKING:
+    from hansa.coordinator.folder import RunFolder
 
 
 def register(app: typer.Typer) -> None:
@@ -18,7 +23,7 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     name: str = typer.Option("chemistry", help="Which example to run."),
-    runs: Path = typer.Option(RUNS, help="Folder of all runs."),
+    runs: Path = FOLDER,
 ) -> None:
     """Train a language model over four chemistry facilities, all on this machine."""
     from hansa.cli.files import copy_example
@@ -28,6 +33,7 @@ def demo(
 
     folder = RunFolder.of("demo", runs)
     if folder.path.exists():
+        _refuse_if_running(folder)
         kept = _keep_old(folder.path)
         say(f"An older demo is kept as {kept}.")
     file = copy_example(name, folder.path / "plan")
@@ -45,6 +51,19 @@ def init(
     file = copy_example(example, folder)
     print(file)
     say(f"Next: hansa check {file}, then hansa run {file}")
+
+
+def _refuse_if_running(folder: RunFolder) -> None:
+    import time
+
+    from hansa.journal import holder
+
+    who = holder(folder.lease)
+    if who is not None and who.is_alive(time.time()):
+        raise JournalLocked(
+            f"A demo runs in process {who.pid} on {who.host}.",
+            hint=f"Stop it with `hansa stop {folder.path}`, or use another --runs DIR.",
+        )
 
 
 def _keep_old(path: Path) -> Path:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from hansa.core.errors import GatewayError, HansaError
+from hansa.core.errors import FacilityError, GatewayError, HansaError, StoreError
 from hansa.core.retry import RetryPolicy
 from hansa.gateway.base import Gateway
 from hansa.site import rpc
@@ -69,8 +69,15 @@ class Contact:
             await asyncio.sleep(wait)
 
     async def call_once(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Send a request once; every fault is raised as it is."""
-        return await self._gateway.call(request, self._timeout)
+        """Send a request once; every fault is raised as it is.
+
+        Only a full or damaged store of the facility's own changes its class, so that
+        nobody takes it for the server's.
+        """
+        try:
+            return await self._gateway.call(request, self._timeout)
+        except StoreError as error:
+            raise FacilityError.of(error) from error
 
     async def back_again(self, every: float = 5.0, longest: float = 60.0) -> None:
         """Return when the facility answers a probe again."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
+from hansa.coordinator.plan import Plan, Progress
 from hansa.core.codec import to_json
 from hansa.core.commands import (
     Aggregate,
@@ -27,6 +28,7 @@ from hansa.core.commands import (
     WorkOrder,
 )
 from hansa.core.events import (
+    AggregateFailed,
     AssignmentFailed,
     BudgetReached,
     EvaluationReported,
@@ -46,47 +48,6 @@ from hansa.core.ids import assignment_id
 from hansa.strategy.base import Strategy
 
 WALL_CLOCK = "budget-wall-clock"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stop:
-    """When a run is over; the first condition that holds ends it."""
-
-    rounds: int | None = None
-    wall_clock: float | None = None
-    node_hours: float | None = None
-    target_metric: str = "eval_loss"
-    target_below: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """What the core needs of a federation.
-
-    Attributes:
-        facilities: Names, in the order of the file.
-        stop: When the run is over.
-        evaluators: Facilities that may evaluate versions, in order of preference.
-        evaluate_every: Every how many versions; the first and last always are.
-    """
-
-    facilities: tuple[str, ...]
-    stop: Stop
-    evaluators: tuple[str, ...]
-    evaluate_every: int = 1
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far an assignment has come, as far as the journal knows."""
-
-    facility: str
-    order: WorkOrder
-    number: int = 0
-    job: str = ""
-    base: int | None = None
-    ended: bool = False
-    closed: str = ""
 
 
 @dataclass(slots=True)
@@ -161,6 +122,14 @@ class Coordinator:
         """Facilities that are lost at present."""
         return tuple(self._state.lost)
 
+    def settled(self, facility: str) -> list[str]:
+        """Return the facility's assignments whose files nobody will ask for again."""
+        return [
+            work.order.assignment
+            for work in self._state.work.values()
+            if work.facility == facility and work.closed and work.ended
+        ]
+
     def needed_versions(self) -> set[int]:
         """Return the versions that open work still refers to."""
         needed = {self.newest}
@@ -180,7 +149,7 @@ class Coordinator:
         if state.outcome:
             return []
         if state.finish:
-            return [state.finish]
+            return [*self._unfinished_withdrawals(), state.finish]
         commands: list[Command] = list(state.aggregates.values())
         for work in self._open_work():
             kind = Assign if work.order.kind == "train" else Evaluate
@@ -197,7 +166,7 @@ class Coordinator:
                 reason="it was withdrawn before the coordinator stopped",
             )
             for work in self._state.work.values()
-            if work.closed == "withdrawn" and work.number and not work.ended
+            if work.closed in {"withdrawn", "lost"} and not work.ended
         ]
 
     def snapshot(self) -> Mapping[str, Any]:
@@ -231,12 +200,14 @@ class Coordinator:
         if not fresh or self._state.finish or self._state.outcome:
             return []
         commands = self._own_commands(event)
-        budget = self._budget(event)
-        if budget:
-            self._state.stopping = budget.detail
-            commands += self.strategy.handle(budget)
+        # A last version must not open another round; a last update must still count.
+        budget_first = isinstance(event, VersionPublished)
+        if budget_first:
+            commands += self._stop_if_spent(event)
         if not self._about_evaluation(event):
             commands += self.strategy.handle(event)
+        if not budget_first:
+            commands += self._stop_if_spent(event)
         self._register(commands)
         commands += self._register(self._evaluations(event))
         commands += self._register(self._ending())
@@ -269,6 +240,8 @@ class Coordinator:
                 return self._absorb_result(event)
             case TimerFired():
                 return state.timers.pop(event.timer, None) is not None
+            case AggregateFailed(version=version):
+                return state.aggregates.pop(version, None) is not None
             case RunFinished():
                 state.outcome, state.reason = event.outcome, event.reason
                 return False
@@ -291,6 +264,7 @@ class Coordinator:
         if event.facility in self._state.lost:
             return False
         self._state.lost[event.facility] = event.reason
+        self._state.failing[event.facility] = event.reason  # until it delivers again
         for work in self._open_work():
             if work.facility == event.facility:
                 work.closed = "lost"
@@ -375,30 +349,38 @@ class Coordinator:
             return [timer]
         return []
 
-    def _budget(self, event: Event) -> BudgetReached | None:
-        if self._state.stopping:
-            return None
-        found = self._spent(event)
+    def _stop_if_spent(self, event: Event) -> list[Command]:
+        found = None if self._state.stopping else self._spent(event)
         if found is None:
-            return None
-        return BudgetReached(at=event.at, budget=found[0], detail=found[1])
+            return []
+        name, self._state.stopping = found
+        return self.strategy.handle(
+            BudgetReached(at=event.at, budget=name, detail=self._state.stopping)
+        )
 
     def _spent(self, event: Event) -> tuple[str, str] | None:
-        stop, state = self.plan.stop, self._state
+        stop = self.plan.stop
         match event:
             case VersionPublished() if stop.rounds is not None:
                 if event.version >= stop.rounds:
                     return "rounds", f"{event.version} rounds are done."
             case TimerFired(timer=timer) if timer == WALL_CLOCK:
                 return "wall_clock", f"{stop.wall_clock:.0f} s of wall clock are over."
-            case JobEnded() if stop.node_hours is not None:
-                if state.node_hours >= stop.node_hours:
-                    return "node_hours", f"{state.node_hours:.2f} node-hours are spent."
+            case JobEnded(state="DONE"):
+                return None  # its result is on the way and is paid for
             case EvaluationReported():
-                return self._target_met(event)
+                return self._target_met(event) or self._hours_spent()
+            case JobEnded() | UpdateArrived() | AssignmentFailed():
+                return self._hours_spent()
             case _:
                 pass
         return None
+
+    def _hours_spent(self) -> tuple[str, str] | None:
+        limit, spent = self.plan.stop.node_hours, self._state.node_hours
+        if limit is None or spent < limit:
+            return None
+        return "node_hours", f"{spent:.2f} node-hours are spent."
 
     def _target_met(self, event: EvaluationReported) -> tuple[str, str] | None:
         name, below = self.plan.stop.target_metric, self.plan.stop.target_below
@@ -410,9 +392,8 @@ class Coordinator:
     def _evaluations(self, event: Event) -> list[Command]:
         match event:
             case VersionPublished(version=version):
-                last = bool(self._state.stopping)
-                if last or version % self.plan.evaluate_every == 0:
-                    return self._evaluate(version, attempt=1)
+                if version % self.plan.evaluate_every == 0:
+                    return self._evaluate(version)
             case AssignmentFailed():
                 work = self._state.work.get(event.assignment)
                 if work is not None and work.order.kind == "evaluate":
@@ -431,12 +412,14 @@ class Coordinator:
     def _cut_off(self, work: Progress) -> bool:
         return work.order.kind == "evaluate" and work.closed == "lost"
 
-    def _evaluate(self, version: int, attempt: int) -> list[Command]:
-        able = [name for name in self.plan.evaluators if name not in self._state.lost]
-        if not able or attempt > len(self.plan.evaluators):
+    def _evaluate(self, version: int) -> list[Command]:
+        """Ask the first able facility that has not tried yet; nobody if all have."""
+        tried = [work.facility for work in self._evaluations_of(version)]
+        out = {*tried, *self._state.lost}
+        facility = next((n for n in self.plan.evaluators if n not in out), None)
+        if facility is None:
             return []
-        facility = able[(attempt - 1) % len(able)]
-        name = assignment_id("evaluate", version, facility, attempt)
+        name = assignment_id("evaluate", version, facility, len(tried) + 1)
         order = WorkOrder(
             assignment=name, kind="evaluate", round=version, version=version
         )
@@ -446,8 +429,14 @@ class Coordinator:
         version = work.order.version
         if version is None or version in self._state.losses:
             return []
-        work.closed = "failed"
-        return self._evaluate(version, attempt=_attempt(work.order.assignment) + 1)
+        return self._evaluate(version)
+
+    def _evaluations_of(self, version: int) -> list[Progress]:
+        return [
+            work
+            for work in self._state.work.values()
+            if work.order.kind == "evaluate" and work.order.version == version
+        ]
 
     def _ending(self) -> list[Command]:
         """Wind the run down once a budget is reached or the strategy gives up."""
@@ -463,17 +452,17 @@ class Coordinator:
             for work in self._open_work()
             if work.order.kind == "train" or state.finish
         ]
-        if not (state.finish or state.aggregates or self._evaluating()):
+        if state.finish or state.aggregates:
+            return commands
+        if not self._evaluations_of(state.newest):
+            commands += self._register(self._evaluate(state.newest))
+        if not self._evaluating():
             outcome = "partial" if state.lost or state.failing else "done"
             commands.append(Finish(outcome=outcome, reason=state.stopping))
         return commands
 
     def _evaluating(self) -> bool:
         return any(work.order.kind == "evaluate" for work in self._open_work())
-
-
-def _attempt(assignment: str) -> int:
-    return int(assignment.rsplit("-", 1)[1])
 
 
 def at_time(event: Event, at: float) -> Event:

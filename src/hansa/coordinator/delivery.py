@@ -25,6 +25,7 @@ class Delivery:
         store: The server's versions and updates.
         newest: Returns the number of the newest version.
         keep: Returns the versions that must stay in the mailbox.
+        settled: Returns the assignments whose files the mailbox may forget.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Delivery:
         *,
         newest: Callable[[], int],
         keep: Callable[[], set[int]],
+        settled: Callable[[], list[str]],
     ) -> None:
         self._run = run
         self._facility = facility
@@ -44,6 +46,7 @@ class Delivery:
         self._store = store
         self.newest = newest
         self.keep = keep
+        self.settled = settled
         self._staging = asyncio.Lock()
         self._staged: set[int] = set()
 
@@ -127,11 +130,15 @@ class Delivery:
             steps=manifest.steps,
             samples=manifest.samples,
             partial=manifest.partial,
-            bytes=moved.bytes,
+            bytes=manifest.bytes,
             metrics=manifest.metrics,
             losses=manifest.losses,
             timings=timings,
         )
+
+    def check_again(self) -> None:
+        """Look at what lies in the mailbox before trusting it: it was damaged."""
+        self._staged.clear()
 
     async def close(self) -> None:
         """Close the mover."""
@@ -150,6 +157,11 @@ class Delivery:
             raise UpdateRejected(
                 f"{self._facility} delivered a {manifest.kind} for "
                 f"{manifest.assignment}; a {kind} for {order.assignment} was ordered."
+            )
+        if kind == "update" and (manifest.steps < 1 or manifest.samples < 1):
+            raise UpdateRejected(
+                f"The update of {order.assignment} comes from {manifest.steps} steps "
+                f"over {manifest.samples} samples: there is nothing in it."
             )
 
     def _evaluation(

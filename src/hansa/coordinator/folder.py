@@ -11,6 +11,7 @@ from typing import Any
 from hansa.core.errors import RunConflict, UsageError
 from hansa.core.ids import check_run
 from hansa.journal import Record, read
+from hansa.mailbox.files import write_text
 from hansa.spec.federation import FederationSpec, lock_text, plan_hash
 from hansa.spec.load import federation_from_text
 from hansa.store.atomic import write_json
@@ -99,11 +100,10 @@ class RunFolder:
         Raises:
             RunConflict: The id is taken by another plan.
         """
-        if not self.lock.is_file():
-            self.path.mkdir(parents=True, exist_ok=True)
-            aside = self.lock.with_name(f".{self.lock.name}")
-            aside.write_text(lock_text(spec), encoding="utf-8")
-            aside.replace(self.lock)
+        if not self.journal.is_file():
+            # Nothing has begun: a plan that could not even start may be corrected.
+            self._make()
+            write_text(self.lock, lock_text(spec))
             return False
         if plan_hash(self.spec()) != plan_hash(spec):
             raise RunConflict(
@@ -112,6 +112,15 @@ class RunFolder:
                 f"`hansa run --resume {self.run}`.",
             )
         return True
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"The run's folder {self.path} can't be made: {error.strerror}.",
+                hint="Choose another place with --runs DIR.",
+            ) from error
 
     def ask(self, request: str) -> None:
         """Leave a request (`stop` or `cancel`) for the running coordinator."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hansa.coordinator.core import Progress
+from hansa.coordinator.plan import Progress
 from hansa.core.commands import WorkOrder
 from hansa.core.events import JobEnded, JobQueued, JobStarted
 from hansa.core.ids import job_key

@@ -20,13 +20,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hansa.coordinator.contact import Contact, FacilityGone
-from hansa.coordinator.core import Progress
 from hansa.coordinator.delivery import Delivery
 from hansa.coordinator.job import Job, how_it_ended, waited
+from hansa.coordinator.plan import Progress
 from hansa.coordinator.poller import JobReport, Pace, Poller
 from hansa.coordinator.view import FacilityView
 from hansa.core.commands import WorkOrder
-from hansa.core.errors import FacilityError, HansaError, StorageFull, WorkerError
+from hansa.core.errors import (
+    FacilityError,
+    HansaError,
+    IntegrityError,
+    PolicyError,
+    StorageFull,
+    WorkerError,
+)
 from hansa.core.errors import from_json as error_from_json
 from hansa.core.events import (
     AssignmentFailed,
@@ -40,11 +47,11 @@ from hansa.site import rpc
 
 log = logging.getLogger(__name__)
 
-MISSES_ALLOWED = 5
-"""Polls in which the scheduler may not know a job before it counts as vanished."""
+VANISHED_S = 60.0
+"""Seconds in which the scheduler may not know a job before it counts as vanished."""
 
-FAREWELL_S = 15.0
-"""Seconds that a cancelled job gets to end, so that its node-hours are known."""
+FAREWELL_S = 60.0
+"""Seconds that cancelled jobs get to end when this process does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,6 +115,9 @@ class Lane:
         self._work: dict[str, asyncio.Task[None]] = {}
         self._orders: dict[str, Job] = {}
         self._chores: set[asyncio.Task[None]] = set()
+        self._orphans: list[Job] = []
+        self._tidied: set[str] = set()
+        self._regaining: asyncio.Task[None] | None = None
         self._lost = False
 
     # What the runtime asks for.
@@ -129,7 +139,9 @@ class Lane:
             task.cancel()
         if job is None and progress is not None:
             job = Job.resumed(progress.order, progress)
-        if job is not None:
+        if job is not None and self._lost:
+            self._orphans.append(job)
+        elif job is not None:
             self._chore(self._see_off(job))
 
     def version_published(self) -> None:
@@ -145,7 +157,7 @@ class Lane:
         """Take up, after a restart, the waiting for a facility that was lost."""
         self._lost = True
         self._show("lost")
-        self._chore(self._regain([]))
+        self._regaining = asyncio.create_task(self._regain())
 
     async def settle(self, seconds: float) -> None:
         """Wait for cancelled jobs to end, at most this long."""
@@ -159,6 +171,8 @@ class Lane:
                 self.withdraw(assignment)
             await self.settle(FAREWELL_S)
         tasks = [*self._work.values(), *self._chores]
+        if self._regaining is not None:
+            tasks.append(self._regaining)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -172,23 +186,38 @@ class Lane:
         while True:
             try:
                 await self._one_job(job)
+            except FacilityGone as error:
+                self._lose(error)
+                return
+            except StorageFull as error:
+                self._fail(error)
+                return
             except HansaError as error:
-                if self._lost:
+                if not await self._mended(job, error):
                     return
-                if isinstance(error, StorageFull):
-                    self._fail(error)
-                    return
-                again = error.transient and job.number < self._settings.retries
-                log.warning("%s: %s", job.key, error)
-                self._show("retrying" if again else "failed", error.message, job)
-                if not again:
-                    self._emit(self._failure(job, error))
-                    return
-                await asyncio.sleep(self._settings.retry.delay(job.number, job.key))
-                job.next_number()
+            except Exception as error:
+                # A bad facility must not end a run, not even with a surprise.
+                log.exception("%s: the lane was surprised", job.key)
+                surprise = FacilityError(f"Unexpected: {error!r}. This is a bug.")
+                self._emit(self._failure(job, surprise))
+                return
             else:
                 self._show("idle", job=job)
                 return
+
+    async def _mended(self, job: Job, error: HansaError) -> bool:
+        """Turn to the assignment's next job if that may help; else report failure."""
+        again = error.transient and job.number < self._settings.retries
+        log.warning("%s: %s", job.key, error)
+        self._show("retrying" if again else "failed", error.message, job)
+        if not again:
+            self._emit(self._failure(job, error))
+            return False
+        await asyncio.sleep(self._settings.retry.delay(job.number, job.key))
+        if not job.ended:
+            await self._contact.call(rpc.cancel(self._settings.run, [job.key]))
+        job.next_number()
+        return True
 
     async def _one_job(self, job: Job) -> None:
         """Carry one batch job through; returns when its result was delivered."""
@@ -211,13 +240,17 @@ class Lane:
         while True:
             try:
                 return await step()
+            except FacilityGone:
+                raise
             except FacilityError as error:
-                tries += 1
+                # A full queue (the site's own limit) is waited for, however long.
+                tries = 0 if isinstance(error, PolicyError) else tries + 1
                 if not error.transient or not self._settings.retry.allows(tries):
                     raise
                 log.warning("%s: %s; trying again", job.key, error)
                 self._show(self.view.state, error.message, job)
-                await asyncio.sleep(self._settings.retry.delay(tries, job.key))
+                wait = self._settings.retry.delay(tries or 6, job.key)
+                await asyncio.sleep(wait)
 
     async def _stage(self, job: Job) -> None:
         staged = await self._delivery.stage(job.order.version)
@@ -230,24 +263,28 @@ class Lane:
             return
         newest = self._delivery.newest()
         order = self._settings.order(job.order)
-        reply = await self._reach(
+        reply = await self._contact.call(
             rpc.submit(self._settings.run, order, job.number, self._settings.job)
         )
+        if not reply.get("job"):
+            raise FacilityError("A submission was answered without a job's id.")
         job.id, job.queued = str(reply["job"]), True
         self.view.job, self.view.newest_at_submit = job.id, newest
         self._emit(job.queued_event(self._settings.facility, newest))
 
     async def _watch(self, job: Job) -> JobReport:
         """Follow a job until it is over; tell what happens on the way."""
-        misses = 0
+        clock = asyncio.get_running_loop().time
+        seen = clock()
         async with aclosing(self._poller.reports(job.key)) as reports:
             async for report in reports:
                 self._note(job, report)
                 if report.scheduler is None:
-                    misses += 1
-                    if report.update is not None or misses > MISSES_ALLOWED:
+                    if report.update is not None or clock() - seen > VANISHED_S:
                         return report
-                elif report.scheduler.state.final:
+                    continue
+                seen = clock()
+                if report.scheduler.state.final:
                     self._note_end(job, report.scheduler)
                     return report
         raise WorkerError(f"Nobody watches job {job.key} any more.", transient=True)
@@ -262,8 +299,11 @@ class Lane:
 
     async def _tidy(self) -> None:
         keep = sorted(self._delivery.keep())
+        settled = sorted(set(self._delivery.settled()) - self._tidied)
         try:
-            await self._contact.call_once(rpc.tidy(self._settings.run, keep))
+            request = rpc.tidy(self._settings.run, keep, collected=settled)
+            await self._contact.call_once(request)
+            self._tidied.update(settled)
         except HansaError as error:
             log.info("%s: tidying failed: %s", self._settings.facility, error)
 
@@ -312,10 +352,13 @@ class Lane:
         told = (report.status or {}).get("error")
         if told:
             error = error_from_json(told)
+            damaged = isinstance(error, IntegrityError)
+            if damaged:
+                self._delivery.check_again()
             return WorkerError(
                 f"Job {job.key} at {self._settings.facility}: {error.message}",
                 hint=error.hint,
-                transient=error.transient,
+                transient=error.transient or damaged,
             )
         record = report.scheduler
         how = "vanished from the queue" if record is None else how_it_ended(record)
@@ -349,20 +392,12 @@ class Lane:
 
     # Losing and regaining the facility; cancelling.
 
-    async def _reach(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Call the site agent; silence beyond patience loses the facility."""
-        try:
-            return await self._contact.call(request)
-        except FacilityGone as error:
-            self._lose(error)
-            raise
-
     def _lose(self, error: HansaError) -> None:
         if self._lost:
             return
         self._lost = True
         self._show("lost", error.message)
-        orphans = list(self._orders.values())
+        self._orphans += self._orders.values()
         for task in self._work.values():
             task.cancel()
         self._emit(
@@ -373,28 +408,29 @@ class Lane:
                 reason=error.message,
             )
         )
-        self._chore(self._regain(orphans))
+        self._regaining = asyncio.create_task(self._regain())
 
-    async def _regain(self, orphans: list[Job]) -> None:
+    async def _regain(self) -> None:
         await self._contact.back_again()
         self._lost = False
         self._show("idle")
+        orphans, self._orphans = self._orphans, []
         for job in orphans:
             self._chore(self._see_off(job))
         self._emit(FacilityReady(at=0.0, facility=self._settings.facility))
 
     async def _see_off(self, job: Job) -> None:
-        """Cancel a job and wait a little for its end, for the accounts."""
+        """Cancel a job and wait for its end, for the accounts."""
         if job.ended:
             return
         try:
-            async with asyncio.timeout(FAREWELL_S):
-                request = rpc.cancel(self._settings.run, [job.key])
-                reply = await self._contact.call_once(request)
-                if job.queued or job.key in reply.get("cancelled", ()):
-                    await self._watch(job)
-        except TimeoutError:
-            log.warning("%s: cancelled, but did not end in time", job.key)
+            request = rpc.cancel(self._settings.run, [job.key])
+            reply = await self._contact.call(request)
+            if job.queued or job.key in reply.get("cancelled", ()):
+                await self._watch(job)
+        except FacilityGone as error:
+            self._orphans.append(job)
+            self._lose(error)
         except HansaError as error:
             log.warning("%s: could not be cancelled: %s", job.key, error)
 
@@ -408,7 +444,7 @@ class Lane:
     def _chore_done(self, task: asyncio.Task[None]) -> None:
         self._chores.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._fail(error)
+            log.error("%s: a chore broke", self._settings.facility, exc_info=error)
 
     def _over(self, assignment: str, task: asyncio.Task[None]) -> None:
         self._work.pop(assignment, None)

@@ -75,6 +75,7 @@ async def carry_out(
         HansaError: What only a person can mend; resumable.
     """
     with Lease.acquire(folder.lease, time.time()) as lease:
+        folder.asked()  # a request to a process that is no more is void
         core = make_coordinator(spec)
         replay(folder.records(), core)
         if core.outcome:
@@ -168,6 +169,7 @@ async def _run_initial(draft: Any) -> None:
         *command,
         str(draft / "request.json"),
         str(draft / "model"),
+        stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from hansa.coordinator.contact import Contact, FacilityGone
 from hansa.core.errors import FacilityError, HansaError
 from hansa.scheduler.base import JobStatus
@@ -118,6 +120,11 @@ class Poller:
                 if loop.time() - heard > self._patience:
                     self._on_gone(error)
                     return
+            except Exception as error:
+                # A watcher must never wait for a poller that is no more.
+                log.exception("Polling broke")
+                self._on_gone(FacilityError(f"Polling broke: {error!r}."))
+                return
             news = seen != last or self._sooner.is_set()
             wait = (
                 self._pace.first
@@ -147,11 +154,46 @@ class Poller:
         return {key: report.signature for key, report in reports.items()}
 
 
-def _report(data: dict[str, Any]) -> JobReport:
-    scheduler = data.get("scheduler")
+class _Entry(BaseModel):
+    """One job in the reply to a poll; only what a lane relies on is checked."""
+
+    scheduler: dict[str, Any] | None = None
+    status: _Status | None = None
+    bound: _Bound | None = None
+    update: dict[str, Any] | None = None
+
+
+class _Status(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    phase: str | None = None
+    step: int | None = None
+    steps: int | None = None
+    loss: float | None = None
+    samples_per_s: float | None = None
+    error: dict[str, Any] | None = None
+
+
+class _Bound(BaseModel):
+    base: int = Field(ge=0)
+
+
+def _report(data: object) -> JobReport:
+    """Return one job's entry, checked.
+
+    Raises:
+        FacilityError: It is not what a site agent says.
+    """
+    try:
+        entry = _Entry.model_validate(data)
+    except ValidationError as error:
+        raise FacilityError(
+            f"A poll was answered with nonsense: {error.errors()[0]['msg']}.",
+            transient=True,
+        ) from None
     return JobReport(
-        scheduler=JobStatus.from_json(scheduler) if scheduler else None,
-        status=data.get("status"),
-        bound=data.get("bound"),
-        update=data.get("update"),
+        scheduler=JobStatus.from_json(entry.scheduler) if entry.scheduler else None,
+        status=entry.status.model_dump() if entry.status else None,
+        bound=entry.bound.model_dump() if entry.bound else None,
+        update=entry.update,
     )

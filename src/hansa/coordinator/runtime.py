@@ -24,11 +24,13 @@ from hansa.core.commands import (
     SetTimer,
     Withdraw,
 )
-from hansa.core.errors import HansaError
+from hansa.core.errors import HansaError, StoreError, UpdateRejected
 from hansa.core.events import (
+    AggregateFailed,
     Event,
     OperatorAsked,
     RunFinished,
+    RunResumed,
     TimerFired,
     VersionPublished,
 )
@@ -37,7 +39,7 @@ from hansa.store.versions import Published, Store
 
 log = logging.getLogger(__name__)
 
-SETTLE_S = 20.0
+SETTLE_S = 60.0
 """Seconds that cancelled jobs get at the end of a run to report their cost."""
 
 
@@ -63,9 +65,9 @@ class Runtime:
         coordinator: The core, fresh or rebuilt from the journal.
         journal: The open journal.
         store: Versions and updates on this server.
-        lanes: Makes the lane of each facility, told where its events go.
         clock: Returns the seconds since the run began.
         keep: Versions to keep in the store.
+        watchers: Told of every event.
     """
 
     def __init__(
@@ -124,14 +126,10 @@ class Runtime:
             HansaError: Whatever else only a person can mend; all are resumable.
         """
         self._lanes = lanes
-        waiting = self._core.pending()
         for name in self._core.lost:
             lanes[name].stay_lost()
         try:
-            for event in opening:
-                self._take(event)
-            for command in waiting:
-                self._carry_out(command)
+            self._begin(opening)
             while not self._core.outcome:
                 item = await self._inbox.get()
                 if isinstance(item, BaseException):
@@ -142,6 +140,16 @@ class Runtime:
             return self._core.outcome
         finally:
             await self._shut_down()
+
+    def _begin(self, opening: list[Event]) -> None:
+        """Take the opening; after a resumption, first issue what is still open."""
+        first, *rest = opening
+        self._take(first)
+        if isinstance(first, RunResumed):
+            for command in self._core.pending():
+                self._carry_out(command)
+        for event in rest:
+            self._take(event)
 
     def _take(self, event: Event) -> None:
         stamped = at_time(event, max(self._clock(), self._core.at))
@@ -206,10 +214,20 @@ class Runtime:
         self._timers[command.timer] = loop.call_later(command.after, self.emit, event)
 
     async def _aggregate(self, command: Aggregate) -> None:
-        made = await asyncio.to_thread(
-            self._store.aggregate, command.version, command.terms
-        )
-        self.emit(published(made, command))
+        try:
+            made = await asyncio.to_thread(
+                self._store.aggregate, command.version, command.terms
+            )
+        except UpdateRejected as error:
+            failure = AggregateFailed(
+                at=0.0,
+                version=command.version,
+                code=error.code,
+                reason=error.message,
+            )
+            self.emit(failure)
+        else:
+            self.emit(published(made, command))
 
     async def _finish(self, command: Finish) -> None:
         await asyncio.gather(*(lane.settle(SETTLE_S) for lane in self._lanes.values()))
@@ -219,9 +237,13 @@ class Runtime:
     def _new_version(self) -> None:
         for lane in self._lanes.values():
             lane.version_published()
-        needed = self._core.needed_versions()
-        collect = self._store.collect_garbage
-        self._start(lambda: asyncio.to_thread(collect, self._keep, needed))
+        self._start(lambda: self._tidy(self._core.needed_versions()))
+
+    async def _tidy(self, needed: set[int]) -> None:
+        try:
+            await asyncio.to_thread(self._store.collect_garbage, self._keep, needed)
+        except (StoreError, OSError) as error:
+            log.warning("Old versions could not be removed: %s", error)
 
     def _start(self, work: Callable[[], Awaitable[object]]) -> None:
         task = asyncio.create_task(self._guarded(work))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hansa.coordinator.contact import Contact
-from hansa.coordinator.core import Coordinator, Plan, Stop
+from hansa.coordinator.core import Coordinator
 from hansa.coordinator.delivery import Delivery
 from hansa.coordinator.lane import Lane, LaneSettings
+from hansa.coordinator.plan import Plan, Stop
 from hansa.coordinator.runtime import Runtime
 from hansa.core import plugins
 from hansa.core.commands import WorkOrder
@@ -104,11 +106,12 @@ def make_lanes(
             store,
             newest=lambda: core.newest,
             keep=core.needed_versions,
+            settled=partial(core.settled, name),
         )
         settings = LaneSettings(
             run=run,
             facility=name,
-            order=order_form(spec, run, name),
+            order=order_form(spec, run, name, nonce=lambda: f"{core.began}"),
             job=job_request(facility),
             retries=spec.retries,
             patience=spec.patience,
@@ -131,9 +134,20 @@ def job_request(facility: FacilitySpec) -> dict[str, Any]:
 
 
 def order_form(
-    spec: FederationSpec, run: str, name: str
+    spec: FederationSpec,
+    run: str,
+    name: str,
+    nonce: Callable[[], str] = lambda: "",
 ) -> Callable[[WorkOrder], dict[str, Any]]:
-    """Return the function that writes an order for one facility out in full."""
+    """Return the function that writes an order for one facility out in full.
+
+    Args:
+        spec: The plan.
+        run: Id of the run.
+        name: Name of the facility.
+        nonce: Tells this run from an older one of the same id, whose orders and
+            results may still lie in the mailbox.
+    """
     facility = spec.facilities[name]
 
     def render(order: WorkOrder) -> dict[str, Any]:
@@ -150,6 +164,7 @@ def order_form(
             "steps": steps if training else None,
             "version": order.version,
             "seed": spec.seed,
+            "nonce": nonce(),
             "model": spec.model.model_dump(mode="json"),
             "task": {
                 "name": spec.task.name,

@@ -154,6 +154,16 @@ class VersionPublished:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AggregateFailed:
+    """A version can't be made of what was asked for, as when the sum overflows."""
+
+    at: float
+    version: int
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationReported:
     """A version's test loss: the mean over tasks, and by task."""
 
@@ -212,6 +222,7 @@ Event = (
     | UpdateArrived
     | AssignmentFailed
     | VersionPublished
+    | AggregateFailed
     | EvaluationReported
     | TimerFired
     | BudgetReached

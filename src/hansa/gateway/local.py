@@ -83,7 +83,7 @@ class LocalGateway:
             raise GatewayError(
                 f"There is no site file {self._options.site}.",
                 hint="`gateway.site` in federation.yaml must name the facility's "
-                "site.yaml; `hansa site init` writes one.",
+                "site.yaml; `hansa init` writes one.",
                 transient=False,
             )
         return Agent(load_site(self._options.site))

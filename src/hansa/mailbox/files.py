@@ -12,12 +12,12 @@ from typing import Any
 
 from hansa.core.errors import IntegrityError, StorageFull
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def storage_full(path: Path) -> Iterator[None]:
-    """Turn "no space left" and "quota exceeded" below it into `StorageFull`.
+    """Turn "no space left", "quota exceeded" and "file too large" below it into `StorageFull`.
 
     Args:
         path: What is being written, for the message.
@@ -79,7 +79,16 @@ def _write_synced(path: Path, data: bytes, mode: int) -> None:
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write `data` as JSON atomically; raises as `write_text` does."""
-    write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+    write_text(path, json_text(data))
+
+
+def json_text(data: Mapping[str, Any]) -> str:
+    """Return exactly what `write_json` writes.
+
+    Raises:
+        ValueError: A number is not finite.
+    """
+    return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Server and facility share a file system: link when possible, copy otherwise."""
+"""Server and facility share a file system: copy, or link where that is asked for."""
 
 from __future__ import annotations
 
@@ -33,21 +33,23 @@ class PosixOptions(BaseModel):
     Attributes:
         path: The facility's mailbox root as the server sees it; None where both see
             the same path.
-        link: Share the bytes of versions by hard links where that is possible.
+        link: Share the bytes of versions by hard links where that is possible. Saves
+            space, but then whoever can write the mailbox can write the server's copy.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: Path | None = None
-    link: bool = True
+    link: bool = False
 
 
 class PosixMover:
-    """Links or copies, in one thread; every file is verified by its sha256.
+    """Copies, in one thread; every file is verified by its sha256.
 
-    Versions are immutable, so putting one may link it; what is moved becomes
-    read-only. An update belongs to the facility, which might still write into it, so it
-    is always copied.
+    What is moved becomes read-only. Versions are immutable, so putting one may link
+    it where the option says so; an update belongs to the facility, which might still
+    write into it, so it is always copied. A damaged directory at the target is set
+    aside under a hidden name and brought anew.
 
     Args:
         options: Its options.
@@ -101,9 +103,12 @@ def _move(source: Path, target: Path, files: FileRecords, place: Place) -> Moved
     with _readable_errors(source, target):
         manifest = _read_manifest(source)
         if _is_there(target, manifest):
-            return Moved(bytes=0, seconds=time.monotonic() - began)
+            if _is_whole(target, files):
+                return Moved(bytes=0, seconds=time.monotonic() - began)
+            # Damaged where it lies: out of the way, and brought anew.
+            target.rename(_hidden(target, ".damaged-"))
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.{os.getpid()}-{os.urandom(4).hex()}")
+        aside = _hidden(target, ".")
         aside.mkdir()
         try:
             _fill(source, aside, files, place, manifest)
@@ -112,6 +117,12 @@ def _move(source: Path, target: Path, files: FileRecords, place: Place) -> Moved
             shutil.rmtree(aside, ignore_errors=True)
     size = total_bytes(files) + len(manifest)
     return Moved(bytes=size, seconds=time.monotonic() - began)
+
+
+def _hidden(target: Path, prefix: str) -> Path:
+    """Return a name beside `target` that nobody else takes."""
+    unique = f"{os.getpid()}-{os.urandom(4).hex()}"
+    return target.with_name(f"{prefix}{target.name}.{unique}")
 
 
 def _check_name(name: str, source: Path) -> None:
@@ -135,6 +146,14 @@ def _is_there(target: Path, manifest: bytes) -> bool:
         hint="Was this run id used before? Use another, or remove the old directory.",
         transient=False,
     )
+
+
+def _is_whole(target: Path, files: FileRecords) -> bool:
+    try:
+        found = {name: _measure(target / name) for name in files}
+    except FileNotFoundError:
+        return False
+    return found == {name: (one.bytes, one.sha256) for name, one in files.items()}
 
 
 def _fill(

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import hansa
 from hansa.core import plugins
-from hansa.core.errors import FacilityError, HansaError, PolicyError
+from hansa.core.errors import FacilityError, HansaError, PolicyError, StoreError
 from hansa.core.ids import job_key, job_name
 from hansa.mailbox.files import fsync_dir, storage_full, write_json, write_text
 from hansa.mailbox.paths import Mailbox
 from hansa.scheduler.base import Scheduler
-from hansa.site import health, policy, prepare, rpc
+from hansa.site import health, policy, prepare, rpc, tidying
 from hansa.site.batch import Batch, Run, run_command
 from hansa.site.reach import alone, inside, small_json, tail
 from hansa.site.records import Records
@@ -30,9 +27,6 @@ log = logging.getLogger(__name__)
 
 ORDER_LIMIT = 256 * 1024
 """An order whose JSON is larger is refused."""
-
-LEFTOVER_S = 86_400.0
-"""Hidden directories of transfers that broke off are removed after a day."""
 
 _Handler = Callable[["Agent", Any], dict[str, Any]]
 
@@ -66,6 +60,9 @@ class Agent:
         try:
             ask = rpc.parse_request(request)
             return rpc.reply(_HANDLERS[type(ask)](self, ask))
+        except StoreError as error:
+            # Under its own class it would read as damage to the server's own store.
+            return rpc.refusal(FacilityError.of(error))
         except HansaError as error:
             return rpc.refusal(error)
         except OSError as error:
@@ -130,16 +127,12 @@ class Agent:
 
     def _tidy(self, ask: rpc.Tidy) -> dict[str, Any]:
         mailbox = self._mailbox(ask.run)
-        there = mailbox.version_numbers()
-        # A job that starts now may have bound the newest, or the one before it.
-        kept = {*ask.keep, *there[-2:]}
-        if not set(there) <= kept:
-            kept |= self._records(mailbox).versions_in_use()
-        removed = [number for number in there if number not in kept]
-        for number in removed:
-            _remove(mailbox.version(number))
-        _remove_leftovers(mailbox.versions)
-        return {"removed": removed}
+        done = {
+            "removed": tidying.versions(mailbox, ask.keep, self._records),
+            "collected": tidying.collected(mailbox, ask.collected, self._records),
+        }
+        tidying.leftovers(mailbox)
+        return done
 
     # --- their parts ------------------------------------------------------------------
 
@@ -225,21 +218,3 @@ def _set_aside(update: Path, number: int) -> None:
     if update.is_dir():
         update.replace(update.with_name(f".refused-{update.name}.{number}"))
         fsync_dir(update.parent)
-
-
-def _remove(directory: Path) -> None:
-    """Remove a directory so that it is never seen half-removed."""
-    aside = directory.with_name(f".removed-{directory.name}-{os.getpid()}")
-    directory.replace(aside)
-    fsync_dir(directory.parent)
-    shutil.rmtree(aside)
-
-
-def _remove_leftovers(versions: Path) -> None:
-    if not versions.is_dir():
-        return
-    for entry in versions.glob(".*"):
-        with suppress(FileNotFoundError):  # its mover has just renamed it
-            old = entry.lstat().st_mtime < time.time() - LEFTOVER_S
-            if old and entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)

@@ -26,6 +26,7 @@ def check(site: SiteSpec, ask: Submit) -> None:
     _check_data(site, ask.order)
     model_source(site, ask.order.model.source)
     _check_limits(site, ask.job)
+    _check_ranks(site, ask.job)
 
 
 def task_access(site: SiteSpec, task: str) -> TaskAccess:
@@ -61,11 +62,14 @@ def model_source(site: SiteSpec, source: str) -> str:
 
 
 def _is_path(source: str) -> bool:
-    """Tell paths from names and hub ids, which have one slash at most."""
-    odd = ("\\", "\0", "..")
+    """Tell paths from the bare names that a trainer brings along.
+
+    A worker takes any other name as a path, relative to its working directory.
+    """
+    odd = ("/", "\\", "\0", "..")
     return (
-        source.startswith(("/", ".", "~", "$"))
-        or source.count("/") > 1
+        not source
+        or source.startswith((".", "~", "$"))
         or any(text in source for text in odd)
     )
 
@@ -135,6 +139,19 @@ def _check_limits(site: SiteSpec, job: JobRequest) -> None:
     if limits.time is not None and job.time > limits.time:
         what = f"a walltime of {format_duration(job.time)}"
         _refuse(site, "limits.time", what, f"{format_duration(limits.time)} at most")
+
+
+def _check_ranks(site: SiteSpec, job: JobRequest) -> None:
+    """Refuse to start copies: a worker is one process, which knows of no others."""
+    launch, ranks = site.environment.launch.strip(), job.nodes * job.ranks_per_node
+    if launch and ranks > 1:
+        raise PolicyError(
+            f"{site.name} would start {ranks} copies of a worker that trains alone: "
+            f"`environment.launch` in its site.yaml is {launch!r}, and the job asks "
+            f"for `job.nodes` {job.nodes} with {job.ranks_per_node} ranks a node.",
+            hint="Ask for one node with one rank, or let the facility's owner leave "
+            "environment.launch empty: the job is then one process on its first node.",
+        )
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from typing import Any
 
 from hansa.core.ids import job_name
+from hansa.mailbox.files import json_text
 from hansa.mailbox.paths import Mailbox
 from hansa.scheduler.base import JobSpec
 from hansa.site import policy
@@ -54,14 +56,18 @@ def job_json(site: SiteSpec, ask: Submit) -> dict[str, Any]:
 
 
 def job_spec(site: SiteSpec, ask: Submit) -> JobSpec:
-    """Return the batch job that runs the worker on ``job.json``."""
+    """Return the batch job that runs the worker on ``job.json``.
+
+    Raises:
+        PolicyError: As `job_json`.
+    """
     files = Mailbox(site.mailbox, ask.run).job(ask.order.assignment, ask.number)
     environment = site.environment
     return JobSpec(
         name=job_name(ask.run, ask.order.assignment, ask.number),
         nodes=ask.job.nodes,
         time_s=ask.job.time,
-        command=[_python(environment), "-m", "hansa.worker", "run", str(files.job)],
+        command=_command(site, ask),
         directory=files.path,
         log=files.log,
         queue=ask.job.queue,
@@ -72,6 +78,19 @@ def job_spec(site: SiteSpec, ask: Submit) -> JobSpec:
         variables={**_VARIABLES, **environment.variables},
         warning_s=min(60.0, 0.2 * ask.job.time),
     )
+
+
+def _command(site: SiteSpec, ask: Submit) -> list[str]:
+    """Return the worker's command line.
+
+    With ``-P`` Python imports nothing from the working directory, which anyone who
+    may write the mailbox could fill. The digest ties the script, which the scheduler
+    keeps, to the file that it names.
+    """
+    job = Mailbox(site.mailbox, ask.run).job(ask.order.assignment, ask.number).job
+    digest = hashlib.sha256(json_text(job_json(site, ask)).encode()).hexdigest()
+    worker = [_python(site.environment), "-P", "-m", "hansa.worker"]
+    return [*worker, "run", str(job), "--sha256", digest]
 
 
 def _list(names: tuple[str, ...] | None) -> list[str] | None:

@@ -62,6 +62,10 @@ class Records:
                 report.setdefault("problems", []).append(error.message)
         return report
 
+    def assignments_alive(self) -> set[str]:
+        """Return the run's assignments with a job that waits or runs."""
+        return {split_job(key)[0] for key in self._keys_alive()}
+
     def versions_in_use(self) -> set[int]:
         """Return the versions that waiting and running jobs have bound or will."""
         versions: set[int] = set()

@@ -30,6 +30,9 @@ SCHEMA = 1
 READ_LIMIT = 64 * 1024
 """Most bytes that one `read` returns."""
 
+RANKS_LIMIT = 1024
+"""Most ranks on one node; none has more cores or devices."""
+
 _WORD = r"^[A-Za-z0-9][A-Za-z0-9_.:@+-]{0,63}$"
 
 
@@ -79,7 +82,7 @@ Name = Annotated[str, AfterValidator(_name)]
 AssignmentId = Annotated[str, AfterValidator(_assignment)]
 JobKey = Annotated[str, AfterValidator(_job)]
 Word = Annotated[str, Field(pattern=_WORD)]
-"""A queue or an account: one word, so that it can't smuggle in another option."""
+"""Such as a queue or an account: one word, so that no other option is smuggled in."""
 
 Group = Annotated[str, Field(min_length=1, max_length=128)]
 
@@ -119,6 +122,8 @@ class Order(_Message):
         version: The version to evaluate; None binds the newest when the job starts.
         work: The trainer's own options (batch size, learning rate, ...).
         evaluate: Measure the local model after training.
+        nonce: Drawn by the server for each run, so that a new run under an old id
+            can't take the old run's orders for its own.
     """
 
     schema_: Literal[1] = Field(alias="schema")
@@ -135,6 +140,7 @@ class Order(_Message):
     work: dict[str, Any] = Field(default_factory=dict)
     update: UpdateRequest = UpdateRequest()
     evaluate: bool = False
+    nonce: Word | Literal[""] = ""
 
     def problem(self) -> str | None:
         """Return what contradicts itself in the order, or None."""
@@ -159,7 +165,7 @@ class JobRequest(_Message):
     """
 
     nodes: Annotated[int, Field(ge=1)] = 1
-    ranks_per_node: Annotated[int, Field(ge=1)] = 1
+    ranks_per_node: Annotated[int, Field(ge=1, le=RANKS_LIMIT)] = 1
     time: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     queue: Word | None = None
     account: Word | None = None
@@ -214,12 +220,19 @@ class Read(_Message):
 
 
 class Tidy(_Message):
-    """Remove all versions but these (and the newest, and those still in use)."""
+    """Remove what nobody needs any more.
+
+    Attributes:
+        keep: Versions to keep; the newest and those still in use are kept anyway.
+        collected: Assignments whose updates the server holds: their updates and
+            their jobs' checkpoints go, once no job of them waits or runs.
+    """
 
     schema_: Literal[1] = Field(alias="schema")
     op: Literal["tidy"]
     run: RunId
     keep: tuple[Annotated[int, Field(ge=0)], ...]
+    collected: tuple[AssignmentId, ...] = ()
 
 
 Request = Annotated[
@@ -313,9 +326,24 @@ def read(run: str, path: str, tail_bytes: int = READ_LIMIT) -> dict[str, Any]:
     }
 
 
-def tidy(run: str, keep: Iterable[int]) -> dict[str, Any]:
-    """Return a request to remove all versions but those in `keep`."""
-    return {"schema": SCHEMA, "op": "tidy", "run": run, "keep": list(keep)}
+def tidy(
+    run: str, keep: Iterable[int], collected: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Return a request to remove what nobody needs any more.
+
+    Args:
+        run: Id of the run.
+        keep: Versions to keep.
+        collected: Assignments whose updates the server holds. The reply repeats, as
+            ``collected``, those of which nothing is left; name the others again.
+    """
+    return {
+        "schema": SCHEMA,
+        "op": "tidy",
+        "run": run,
+        "keep": list(keep),
+        "collected": list(collected),
+    }
 
 
 def reply(data: Mapping[str, Any]) -> dict[str, Any]:

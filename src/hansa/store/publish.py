@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from hansa.core.commands import Term
-from hansa.core.errors import IntegrityError
+from hansa.core.errors import UpdateRejected
 from hansa.core.files import FileRecord
 from hansa.store.atomic import copy_file, link_file, new_directory
 from hansa.store.dtypes import BLOCK, BY_NAME, Array, Dtype, convert, first_not_finite
@@ -53,7 +53,7 @@ def write_version(
         terms: For the manifest.
 
     Raises:
-        IntegrityError: The result has a NaN or an infinity.
+        UpdateRejected: The result has a NaN or an infinity.
         StorageFull: No space; nothing is left behind.
     """
     with ExitStack() as stack:
@@ -160,7 +160,7 @@ def _check_finite(info: TensorInfo, start: int, block: Array) -> None:
     """Check what is published: it is not finite wherever the master is not."""
     bad = first_not_finite(block)
     if bad is not None:
-        raise IntegrityError(
+        raise UpdateRejected(
             f"Tensor {info.name!r} of the new version would be {block[bad]} at flat "
             f"index {start + bad}.",
             hint="Look at the updates' losses: one of them has probably diverged; "

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 import threading
@@ -41,8 +42,9 @@ from hansa.store.verify import verify_files
 
 _log = logging.getLogger(__name__)
 
-ASSET_SUFFIXES: Final = (".json", ".txt", ".model", ".jinja")
-"""What may travel beside tensors: text and tokenizer tables, never code."""
+ASSET_SUFFIXES: Final = (".json", ".txt", ".model", ".jinja", ".frozen")
+"""What may travel beside tensors: text, tokenizer tables and weights that nobody
+trains (``base.frozen``), never code."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +81,8 @@ class Store:
         self.keep = keep
         self._dtype = stored(dtype)
         self._busy = threading.Lock()
+        # Movers write into updates/ at any time, so later ones may be under way.
+        self._remains = _hidden(root / "updates")
 
     @property
     def dtype(self) -> str:
@@ -134,7 +138,8 @@ class Store:
 
         Raises:
             StoreError: There is no tensor in the folder.
-            IntegrityError: A file is damaged or a number is not finite.
+            IntegrityError: A file is damaged.
+            UpdateRejected: A number is not finite.
             StorageFull: No space; nothing is left behind.
         """
         with self._busy:
@@ -166,8 +171,8 @@ class Store:
         Raises:
             StoreError: The version exists with other terms, a reference is unknown,
                 or no term is a version.
-            IntegrityError: Files are damaged or don't fit, or the result is not
-                finite.
+            IntegrityError: Files are damaged or don't fit.
+            UpdateRejected: A number of the result is not finite.
             StorageFull: No space; nothing is left behind.
         """
         with self._busy:
@@ -258,11 +263,6 @@ class Store:
             verify_files(self.master_dir(version), master.files)
         return manifest
 
-    def remove_update(self, assignment: str) -> None:
-        """Remove an update that no sum will need; harmless if it is not there."""
-        if self.update_dir(assignment).is_dir():
-            remove_directory(self.update_dir(assignment))
-
     def collect_garbage(
         self, keep_versions: int | None = None, needed: Collection[int] = ()
     ) -> list[Path]:
@@ -270,7 +270,9 @@ class Store:
 
         Kept are version 0 (what the run began from), the newest `keep_versions`, those
         in `needed`, and the updates that these were made of. Updates that are in no
-        sum yet are kept too.
+        sum yet are kept too. Half-written are the hidden entries of versions/ and
+        master/, and those of updates/ that were there when this store was opened:
+        transfers that an earlier process did not end.
 
         Args:
             keep_versions: At least 1; None takes `keep`.
@@ -308,15 +310,20 @@ class Store:
         }
 
     def _sweep(self) -> list[Path]:
-        """Remove the hidden remains of crashes; nobody writes while `_busy`."""
+        """Remove the hidden remains of crashes.
+
+        Nobody writes versions and masters while `_busy`.
+        """
         remains = [
-            path
-            for parent in (self.root / "versions", self.root / "master")
-            if parent.is_dir()
-            for path in sorted(parent.glob(".*"))
+            *_hidden(self.root / "versions"),
+            *_hidden(self.root / "master"),
+            *(path for path in self._remains if os.path.lexists(path)),
         ]
         for path in remains:
-            shutil.rmtree(path)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
         return remains
 
 
@@ -365,6 +372,10 @@ def _assets(folder: Path) -> list[Path]:
         else:
             _log.info("%s is no asset; left out of version 0.", path)
     return found
+
+
+def _hidden(directory: Path) -> list[Path]:
+    return sorted(directory.glob(".*")) if directory.is_dir() else []
 
 
 def _numbers(directory: Path) -> list[int]:

@@ -34,10 +34,10 @@ class Strategy(Protocol):
     def handle(self, event: Event) -> list[Command]:
         """Take one event into the state and return what is to be done now.
 
-        Every event of the run arrives here in journal order, once, except those of
-        evaluation orders and duplicates. `VersionPublished(version=0)` opens the
-        run. After `BudgetReached` no new work may be assigned; an `Aggregate` of
-        what has already arrived is still welcome.
+        Every event of the run arrives here in journal order, once, except duplicates
+        and the results of evaluations. `VersionPublished(version=0)` opens the run.
+        After `BudgetReached` no new work may be assigned; an `Aggregate` of what has
+        already arrived is still welcome.
 
         Raises:
             StrategyError: The event can't happen in this state.

@@ -30,6 +30,7 @@ from hansa.core.commands import (
 )
 from hansa.core.errors import SpecError, StrategyError
 from hansa.core.events import (
+    AggregateFailed,
     AssignmentFailed,
     BudgetReached,
     Event,
@@ -115,6 +116,8 @@ class FedAvg:
                 return self._regained(event.facility)
             case TimerFired():
                 return self._fired(event.timer)
+            case AggregateFailed():
+                return [Finish(outcome="failed", reason=event.reason)]
             case BudgetReached():
                 return self._budget()
             case _:
@@ -227,8 +230,9 @@ class FedAvg:
     def _terms(self) -> tuple[Term, ...]:
         # By facility name, so the bytes do not depend on who arrived first.
         updates = [self._round.arrived[name] for name in sorted(self._round.arrived)]
-        by_samples = self._options.weights == "samples"
-        weights = [update.samples if by_samples else 1 for update in updates]
+        weights = [1] * len(updates)
+        if self._options.weights == "samples":
+            weights = [update.samples for update in updates]
         total = sum(weights)
         base = Term(ref=version_ref(self._round.number - 1), coefficient=1.0)
         return base, *(

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import BaseModel
 
-from hansa.core.errors import GatewayError, HansaError, WorkerError
+from hansa.core.errors import GatewayError, HansaError, PolicyError, WorkerError
 from hansa.mailbox.paths import Mailbox
 from hansa.scheduler.base import JobState, JobStatus
 from hansa.store.folder import reader
@@ -44,6 +44,9 @@ class Script:
             (the update's bytes change), ``base`` (wrong base version), ``shape``.
         silent: Spans ``(from, to)`` of time in which calls are not answered.
         submit_error: Raised by every submission.
+        full_until: The site's own queue limit refuses submissions until this time.
+        blind: Spans of time in which the scheduler knows no job.
+        garbled: Replaces these parts of every report, by name.
         deaf_accepts: Submissions whose answer is lost although they are accepted.
     """
 
@@ -54,6 +57,9 @@ class Script:
     ends: Mapping[str, str] = field(default_factory=dict)
     silent: tuple[tuple[float, float], ...] = ()
     submit_error: HansaError | None = None
+    full_until: float = 0.0
+    blind: tuple[tuple[float, float], ...] = ()
+    garbled: Mapping[str, Any] = field(default_factory=dict)
     deaf_accepts: int = 0
 
 
@@ -137,6 +143,8 @@ class ScriptedFacility:
     def _submit(self, data: dict[str, Any]) -> dict[str, Any]:
         if self.script.submit_error is not None:
             raise self.script.submit_error
+        if self._now() < self.script.full_until:
+            raise PolicyError("The queue limit is reached.", transient=True)
         key = f"{data['order']['assignment']}.{data['number']}"
         found = key in self.jobs
         if not found:
@@ -175,12 +183,15 @@ class ScriptedFacility:
             started=job.started,
             ended=job.ended,
         )
-        return {
-            "scheduler": status.to_json(),
+        now = self._now()
+        blind = any(start <= now < end for start, end in self.script.blind)
+        report = {
+            "scheduler": None if blind else status.to_json(),
             "status": {"phase": "training", "error": _json(job.error)},
             "bound": None if job.base is None else {"base": job.base},
             "update": json.loads(manifest.read_text()) if manifest.exists() else None,
         }
+        return {**report, **self.script.garbled}
 
     # The queue and the worker.
 

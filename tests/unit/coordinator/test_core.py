@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hansa.coordinator.core import WALL_CLOCK, Coordinator, Plan, Stop
+from hansa.coordinator.core import WALL_CLOCK, Coordinator
+from hansa.coordinator.plan import Plan, Stop
 from hansa.core.commands import (
     Aggregate,
     Assign,
@@ -15,6 +16,7 @@ from hansa.core.commands import (
     Withdraw,
 )
 from hansa.core.events import (
+    AggregateFailed,
     AssignmentFailed,
     EvaluationReported,
     Event,
@@ -164,10 +166,12 @@ def test_node_hours_add_up_and_end_the_run() -> None:
     feed(core, queued, ended("train-0001-a-1", "a", 0.6))
     assert feed(core, ended("train-0001-a-1", "a", 0.6)) == []
     assert core.snapshot()["node_hours"] == 0.6
-    commands = feed(core, ended("train-0001-b-1", "b", 0.4))
-    assert kinds(commands) == [Withdraw, Withdraw, Finish]
-    assert isinstance(commands[-1], Finish)
-    assert commands[-1].reason == "1.00 node-hours are spent."
+    # A job that did its work is paid for: the budget waits for its update.
+    assert feed(core, ended("train-0001-b-1", "b", 0.4)) == []
+    assert kinds(feed(core, update("b", 1))) == [Withdraw, Aggregate]
+    assert kinds(feed(core, published(1))) == [Evaluate]
+    (finish,) = feed(core, evaluated(1))
+    assert finish == Finish(outcome="done", reason="1.00 node-hours are spent.")
 
 
 @pytest.mark.parametrize(
@@ -231,7 +235,8 @@ def test_the_strategy_giving_up_withdraws_everything() -> None:
     feed(core, STARTED, published(0), failed("train-0001-a-1", "a"))
     commands = feed(core, failed("train-0001-b-1", "b"))
     assert kinds(commands) == [Finish, Withdraw]
-    assert core.pending() == [commands[0]]
+    # Its evaluation may be in a queue by now; it is withdrawn again on resume.
+    assert kinds(core.pending()) == [Withdraw, Finish]
 
 
 def test_duplicates_change_nothing() -> None:
@@ -360,3 +365,30 @@ def test_the_order_of_arrival_does_not_change_the_terms() -> None:
         feed(core, STARTED, published(0))
         sums.append(feed(core, *(update(name, 1) for name in order))[-1])
     assert sums[0] == sums[1]
+
+
+def test_the_last_version_is_evaluated_however_the_run_ends() -> None:
+    core = make(every=5, stop=Stop(wall_clock=50.0))
+    feed(core, STARTED, published(0), evaluated(0))
+    feed(core, update("a", 1), update("b", 1), published(1))
+    commands = feed(core, TimerFired(at=50.0, timer=WALL_CLOCK))
+    assert kinds(commands) == [Withdraw, Withdraw, Evaluate]
+    assert kinds(feed(core, evaluated(1))) == [Finish]
+
+
+def test_a_version_that_cannot_be_made_fails_the_run() -> None:
+    core = make()
+    feed(core, STARTED, published(0), evaluated(0), update("a", 1), update("b", 1))
+    failure = AggregateFailed(at=1.0, version=1, code="X", reason="It overflows.")
+    (finish,) = feed(core, failure)
+    assert finish == Finish(outcome="failed", reason="It overflows.")
+    assert core.pending() == [finish]
+
+
+def test_settled_are_the_assignments_that_are_over() -> None:
+    core = make()
+    feed(core, STARTED, published(0), update("a", 1))
+    assert core.settled("a") == []
+    feed(core, ended("train-0001-a-1", "a", 0.1))
+    assert core.settled("a") == ["train-0001-a-1"]
+    assert core.settled("b") == []

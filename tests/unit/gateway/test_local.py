@@ -22,7 +22,7 @@ def test_a_missing_site_file_is_lasting_and_says_where(tmp_path):
     with pytest.raises(GatewayError, match=r"no site file .*site\.yaml") as caught:
         call(tmp_path / "site.yaml", rpc.probe())
     assert not caught.value.transient
-    assert "hansa site init" in caught.value.hint
+    assert "`hansa init`" in caught.value.hint
 
 
 def test_a_wrong_site_file_is_told(tmp_path):

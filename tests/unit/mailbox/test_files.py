@@ -39,7 +39,7 @@ def test_nan_is_not_written(tmp_path):
     assert json.loads(path.read_text()) == {"x": 1}
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch, number):
     path = tmp_path / "a.json"
     write_json(path, {"x": 1})

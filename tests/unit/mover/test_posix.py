@@ -42,8 +42,8 @@ def same(a, b) -> bool:
     return a.stat().st_ino == b.stat().st_ino
 
 
-def test_versions_are_linked(tmp_path, source):
-    target = put(tmp_path, source)
+def test_versions_are_linked_where_asked(tmp_path, source):
+    target = put(tmp_path, source, link=True)
     assert same(target / "a.safetensors", source / "a.safetensors")
     assert not same(target / "manifest.json", source / "manifest.json")
 
@@ -54,8 +54,8 @@ def test_the_server_may_see_the_mailbox_elsewhere(tmp_path, source):
     assert not (tmp_path / "mail").exists()
 
 
-def test_links_can_be_turned_off(tmp_path, source):
-    target = put(tmp_path, source, link=False)
+def test_versions_are_copied(tmp_path, source):
+    target = put(tmp_path, source)
     assert not same(target / "a.safetensors", source / "a.safetensors")
 
 
@@ -78,9 +78,32 @@ def test_where_links_do_not_work_it_copies(tmp_path, source, monkeypatch, number
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "link", refuse)
-    target = put(tmp_path, source)
+    target = put(tmp_path, source, link=True)
     assert (target / "a.safetensors").read_bytes() == DATA
     assert not same(target / "a.safetensors", source / "a.safetensors")
+
+
+def damage(target):
+    (target / "a.safetensors").chmod(0o644)
+    (target / "a.safetensors").write_bytes(b"X" + DATA[1:])
+
+
+def remove(target):
+    (target / "a.safetensors").unlink()
+
+
+@pytest.mark.parametrize("spoil", [damage, remove])
+def test_a_damaged_target_is_mended(tmp_path, source, spoil):
+    target = put(tmp_path, source)
+    whole = target.stat().st_ino
+    assert put(tmp_path, source).stat().st_ino == whole
+    for times in (1, 2):
+        spoil(target)
+        put(tmp_path, source)
+        assert (target / "a.safetensors").read_bytes() == DATA
+        hidden = [path for path in target.parent.iterdir() if path != target]
+        assert len(hidden) == times
+        assert all(path.name.startswith(".damaged-0.") for path in hidden)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

@@ -14,7 +14,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from hansa.core.commands import Term
-from hansa.core.errors import IntegrityError, StorageFull, StoreError
+from hansa.core.errors import (
+    HansaError,
+    IntegrityError,
+    StorageFull,
+    StoreError,
+    UpdateRejected,
+)
 from hansa.store import Store, reader
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -283,14 +289,14 @@ def test_a_full_disk_leaves_nothing_behind(
         ([], StoreError, "No term"),
         ([("version/0", float("nan"))], StoreError, "coefficient"),
         ([("version/0", 1e39)], StoreError, "coefficient"),
-        ([("version/0", 3e38)], IntegrityError, "'b' of the new version would be inf"),
+        ([("version/0", 3e38)], UpdateRejected, "'b' of the new version would be inf"),
     ],
 )
 def test_impossible_sums(
     tmp_path: Path,
     folder: Path,
     plan: list[tuple[str, float]],
-    error: type[StoreError],
+    error: type[HansaError],
     words: str,
 ) -> None:
     store = Store(tmp_path / "run", "float32")
@@ -305,7 +311,7 @@ def test_overflow_in_the_published_dtype_is_refused(
 ) -> None:
     store = Store(tmp_path / "run", "float16")
     store.import_initial(folder)
-    with pytest.raises(IntegrityError, match=r"'b' .* inf at flat index 1") as caught:
+    with pytest.raises(UpdateRejected, match=r"'b' .* inf at flat index 1") as caught:
         store.aggregate(1, terms(("version/0", 40000.0)))
     assert "diverged" in str(caught.value.hint)
 
@@ -316,7 +322,7 @@ def test_a_model_that_is_not_finite_is_not_imported(
 ) -> None:
     save_file({"x": np.array([0.0, bad], np.float32)}, folder / "x.safetensors")
     store = Store(tmp_path / "run", "bfloat16")
-    with pytest.raises(IntegrityError, match=r"'x' .* flat index 1"):
+    with pytest.raises(UpdateRejected, match=r"'x' .* flat index 1"):
         store.import_initial(folder)
     assert store.newest() is None
 
@@ -425,9 +431,24 @@ def test_garbage_collection(
     assert numbered(tmp_path / "run/versions") == ["0", "2", "4", "5"]
     store.collect_garbage(0)  # The newest one always stays.
     assert store.versions() == [0, 4, 5]
-    store.remove_update(B)
-    store.remove_update(B)
-    assert not store.update_dir(B).exists()
+    assert store.update_dir(B).is_dir()
+
+
+def test_remains_of_broken_transfers_go_and_present_ones_stay(
+    tmp_path: Path, folder: Path
+) -> None:
+    updates = tmp_path / "run/updates"
+    broken = updates / f".{A}.77-0123abcd"
+    broken.mkdir(parents=True)
+    (broken / "update-1.safetensors").write_bytes(b"half")
+    (updates / ".file").write_text("")
+    store = Store(tmp_path / "run", "float32")
+    store.import_initial(folder)
+    under_way = updates / f".{B}.78-0123abcd"
+    under_way.mkdir()
+    assert store.collect_garbage() == [updates / ".file", broken]
+    assert list(updates.iterdir()) == [under_way]
+    assert store.collect_garbage() == []
 
 
 def test_an_update_that_a_kept_version_used_stays(

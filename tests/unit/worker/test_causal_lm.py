@@ -277,9 +277,7 @@ def test_lora_refuses_another_base(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     write_assets(CausalLM(context(lora=lora, seed=2)), other)
-    (tmp_path / "base.safetensors").write_bytes(
-        (other / "base.safetensors").read_bytes()
-    )
+    (tmp_path / "base.frozen").write_bytes((other / "base.frozen").read_bytes())
     with pytest.raises(WorkerError, match="not the one that the run began with"):
         CausalLM(context(lora=lora, assets=tmp_path))
 

@@ -229,12 +229,30 @@ def test_adapters_on_a_pretrained_model_need_the_folder(tmp_path: Path) -> None:
     lora = {"rank": 2, "targets": ["o_proj"]}
     first = CausalLM(hub_context(source, None, lora=lora))
     write_assets(first, assets)
-    assert not (assets / "base.safetensors").exists()
+    assert not (assets / "base.frozen").exists()
     trainer = CausalLM(hub_context(source, assets, lora=lora))
     trainer.load(dict(first.tensors()).__getitem__)
     assert trainer.evaluate(PAIRS) == first.evaluate(PAIRS)
     with pytest.raises(SpecError, match="neither a known name nor a folder"):
         CausalLM(hub_context("/nowhere", assets, lora=lora))
+
+
+def test_code_in_a_model_folder_is_never_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    places = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    config |= {"model_type": "evil", "auto_map": places}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    mark = tmp_path / "executed"
+    (tmp_path / "evil.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # where it would ask
+    for assets in (None, tmp_path):
+        with pytest.raises(WorkerError, match="trust_remote_code"):
+            CausalLM(hub_context(tmp_path, assets))
+    assert not mark.exists()
 
 
 def test_folder_without_weights_is_named(tmp_path: Path) -> None:

@@ -12,14 +12,25 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
+from hansa.core.commands import Term
 from hansa.core.errors import IntegrityError, PluginError, SpecError
 from hansa.store.dtypes import stored
+from hansa.store.folder import reader
+from hansa.store.update import Measured, deltas, verify_update, write_update
 from hansa.store.versions import Store
 from hansa.worker import initial
 from hansa.worker.__main__ import main
 from hansa.worker.arrays import read_arrays, write_arrays
-from hansa.worker.base import Array, TrainerContext, TrainerPlugin
+from hansa.worker.base import (
+    Array,
+    Example,
+    Trainer,
+    TrainerContext,
+    TrainerPlugin,
+    resolve,
+)
 from hansa.worker.initial import Request, write_initial
+from hansa.worker.job import trainer_plugin
 from hansa.worker.options import SoftmaxWorkOptions
 
 
@@ -51,6 +62,78 @@ def test_init_makes_what_the_store_takes(
     assert tensors["weights"].dtype == ml_dtypes.bfloat16
     assert tensors["weights"].shape == (64, 10)
     Store(tmp_path / "run", "bfloat16").import_initial(tmp_path / "out")
+
+
+def test_lora_on_tiny_llama_from_init_to_the_next_version(tmp_path: Path) -> None:
+    for package in ("torch", "tokenizers", "peft"):
+        pytest.importorskip(package)
+    lines = [{"input": f"Write {w}.", "output": w.upper()} for w in ("ash", "elm")]
+    text = "".join(json.dumps({**line, "split": "train"}) + "\n" for line in lines)
+    (tmp_path / "data.jsonl").write_text(text)
+    data = request(
+        trainer="causal-lm",
+        source="tiny-llama",
+        dtype="bfloat16",
+        options={
+            "hidden": 16, "layers": 1, "heads": 2, "vocabulary": 270,
+            "lora": {"rank": 2},
+        },  # fmt: skip
+    )
+    source = str(tmp_path / "data.jsonl")
+    data |= {"task": {"name": "chem-instruct", "source": source}}
+    asked = Request.model_validate(data)
+    files = write_initial(asked, tmp_path / "out")
+    assert files == [
+        "base.frozen", "base.json", "config.json", "model.safetensors",
+        "tokenizer.json",
+    ]  # fmt: skip
+    store = Store(tmp_path / "run", "bfloat16")
+    store.import_initial(tmp_path / "out")
+    manifest = store.verify_version(0)
+    assert "base.frozen" in manifest.assets
+    assert sorted(manifest.tensors) == [
+        f"model.layers.0.self_attn.{layer}.lora_{part}.weight"
+        for layer in ("q_proj", "v_proj")
+        for part in "AB"
+    ]
+
+    name = "train-0001-a-1"
+    trainer = _later(asked, store.version_dir(0))
+    trainer.step([Example("t", line["input"], line["output"]) for line in lines])
+    measured = Measured(assignment=name, facility="a", base=0)
+    with reader(store.version_dir(0)) as base:
+        changes = deltas(base, trainer.tensors())
+        write_update(store.update_dir(name), base.shapes(), changes, measured)
+    update = verify_update(store.update_dir(name), manifest, 0)
+    assert update.tensors.keys() == manifest.tensors.keys()
+    terms = [Term(ref=ref, coefficient=1.0) for ref in ("version/0", f"update/{name}")]
+    store.aggregate(1, terms)
+    assert store.verify_version(1).files["base.frozen"] == manifest.files["base.frozen"]
+    tensors = dict(_later(asked, store.version_dir(1)).tensors())
+    assert any(tensors[name].any() for name in tensors if "lora_B" in name)
+
+    frozen = store.version_dir(0) / "base.frozen"
+    frozen.write_bytes(frozen.read_bytes()[:-1] + b"?")
+    with pytest.raises(IntegrityError, match=r"base\.frozen has sha256"):
+        store.verify_version(0)
+
+
+def _later(asked: Request, version: Path) -> Trainer:
+    """Return the trainer of a version, loaded, as a job builds it."""
+    plugin = trainer_plugin(asked.model.trainer)
+    trainer: Trainer = resolve(plugin.target)(
+        TrainerContext(
+            source=asked.model.source,
+            dtype=asked.model.dtype,
+            model_options=plugin.model_options.model_validate(asked.model.options),
+            work=plugin.work_options.model_validate({"lr": 1e-2}),
+            seed=99,
+            assets=version,
+        )
+    )
+    with reader(version) as tensors:
+        trainer.load(tensors.read)
+    return trainer
 
 
 def test_same_request_gives_the_same_bytes(tmp_path: Path) -> None:

