@@ -96,7 +96,7 @@ tasks:
 limits: {nodes: 64, time: "6:00:00", jobs_in_queue: 2}
 environment:
   setup: [module load conda, conda activate hansa]
-  launch: "mpiexec -n {ranks} --ppn {ranks_per_node}"
+  launch: ""                # what starts the worker; it is one process for now
   variables: {OMP_NUM_THREADS: 8}
 ```
 

@@ -172,6 +172,14 @@ class Delivery:
                 f"The evaluation of {order.assignment} is of version {manifest.base}, "
                 f"not {order.version}, or has no eval_loss."
             )
+        if manifest.base_sha256 not in {
+            None,
+            self._store.manifest(manifest.base).sha256,
+        }:
+            raise UpdateRejected(
+                f"The evaluation of {order.assignment} is of another version "
+                f"{manifest.base} than this run's."
+            )
         return EvaluationReported(
             at=0.0,
             facility=self._facility,

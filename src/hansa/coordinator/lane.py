@@ -302,8 +302,8 @@ class Lane:
         settled = sorted(set(self._delivery.settled()) - self._tidied)
         try:
             request = rpc.tidy(self._settings.run, keep, collected=settled)
-            await self._contact.call_once(request)
-            self._tidied.update(settled)
+            reply = await self._contact.call_once(request)
+            self._tidied.update(map(str, reply.get("collected", ())))
         except HansaError as error:
             log.info("%s: tidying failed: %s", self._settings.facility, error)
 

@@ -17,7 +17,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def storage_full(path: Path) -> Iterator[None]:
-    """Turn "no space left", "quota exceeded" and "file too large" below it into `StorageFull`.
+    """Turn "no space left", "quota exceeded" and the like into `StorageFull`.
 
     Args:
         path: What is being written, for the message.

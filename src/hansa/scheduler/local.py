@@ -67,7 +67,8 @@ class LocalOptions(BaseModel):
     Attributes:
         directory: Where the queue keeps its files; default ``<mailbox>/.queue``.
             Sites that name the same directory share one queue.
-        slots: How many "nodes" there are.
+        slots: How many "nodes" there are. In a shared queue the last submission's
+            word holds, but never below what a job that waits or runs there takes.
         wait: Synthetic waiting times; None starts a job when slots are free.
     """
 

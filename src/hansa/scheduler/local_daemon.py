@@ -3,6 +3,9 @@
 Each job has a keeper: a fork of the daemon, in a session of its own, that holds a lock
 on ``<id>.run`` as long as it lives and leaves the exit code in ``<id>.exit``. So jobs
 survive the daemon, and the next daemon learns how they ended.
+
+``<id>.run`` says which process the job is: its number, its start and the boot, since
+numbers are used again. Nothing is sent to a process that is another one by now.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ _BUSY_TICK_S = 0.05
 _IDLE_TICK_S = 0.5
 _CALM_S = 5.0
 _ALIVE_CHECK_S = 1.0
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Daemon:
@@ -153,12 +157,13 @@ class Daemon:
         return self._keeper_lives(job) and self._kill_group(job, number)
 
     def _kill_group(self, job: Job, number: signal.Signals) -> bool:
-        group = _read(self.store.run_file(job))
-        if not group:
-            return False
+        noted = _read(self.store.run_file(job))
+        group = noted.partition(" ")[0]
+        if not group.isdecimal() or noted != _identity(int(group)):
+            return False  # gone; its number may be a stranger's by now
         try:
             os.killpg(int(group), number)
-        except ProcessLookupError:
+        except (ProcessLookupError, PermissionError):
             return False
         return True
 
@@ -212,6 +217,16 @@ def _read(path: Path) -> str:
         return ""
 
 
+def _identity(pid: int) -> str:
+    """Return what tells a process from any other, now or later; empty if it is gone."""
+    try:
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return ""
+    start = words[19]  # field 22, in ticks since the boot
+    return f"{pid} {start} {_read(_BOOT).strip()}"
+
+
 def _reap_keepers() -> None:
     with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
@@ -258,8 +273,7 @@ def _keep(store: Store, job: Job, gate: int, run: int) -> None:
         return
     child = os.fork()
     if child == 0:
-        _become(job)
-    os.pwrite(run, str(child).encode(), 0)
+        _become(job, run)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
     # While the job is a zombie its number can't be reused: end what it left behind.
     with suppress(ProcessLookupError, PermissionError):
@@ -271,9 +285,11 @@ def _keep(store: Store, job: Job, gate: int, run: int) -> None:
     )
 
 
-def _become(job: Job) -> NoReturn:
+def _become(job: Job, run: int) -> NoReturn:
     try:
         os.setsid()
+        # By the job itself: it never runs without being noted, and started twice.
+        os.pwrite(run, _identity(os.getpid()).encode(), 0)
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             with suppress(OSError):
                 signal.signal(number, signal.SIG_DFL)

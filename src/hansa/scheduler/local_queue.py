@@ -126,7 +126,7 @@ class Store:
         return info.st_ino, info.st_mtime_ns
 
     def run_file(self, job: Job) -> Path:
-        """Return the file that a job's keeper locks; holds the job's process id."""
+        """Return the file that a job's keeper locks; says which process the job is."""
         return self.directory / f"{job['id']}.run"
 
     def exit_file(self, job: Job) -> Path:
@@ -189,7 +189,9 @@ def submit(store: Store, script: Path, slots: int | None, idle_s: float) -> str:
         store: The queue.
         script: Holds ``#HANSA key=value`` lines: name, nodes, time, and optionally
             warning, wait (seconds), log, directory.
-        slots: New number of slots; None leaves it.
+        slots: New number of slots; None leaves it. While a job waits or runs there
+            are at least as many as it takes, so that none can get stuck when sites
+            that share the queue disagree.
         idle_s: An idle daemon leaves after this long.
 
     Raises:
@@ -198,11 +200,10 @@ def submit(store: Store, script: Path, slots: int | None, idle_s: float) -> str:
     store.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     job = _job(script.resolve())
     with store.change() as state:
-        state["slots"] = slots or state["slots"]
-        if job["nodes"] > state["slots"]:
-            raise QueueError(
-                f"{job['name']} asks for {job['nodes']} slots of {state['slots']}"
-            )
+        slots = slots or state["slots"]
+        if job["nodes"] > slots:
+            raise QueueError(f"{job['name']} asks for {job['nodes']} slots of {slots}")
+        state["slots"] = max([slots, *(other["nodes"] for other in active(state))])
         job["id"] = str(state["next"])
         state["next"] += 1
         state["jobs"].append(job)

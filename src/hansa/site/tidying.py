@@ -29,7 +29,11 @@ def versions(mailbox: Mailbox, keep: Iterable[int], look: Look) -> list[int]:
         mailbox: The run's mailbox.
         keep: Versions to keep; so are the newest two.
         look: Tells the jobs of the run.
+
+    Raises:
+        PolicyError: A symbolic link leads out of the mailbox.
     """
+    inside(mailbox.path, mailbox.versions)
     there = mailbox.version_numbers()
     # A job that starts now may have bound the newest, or the one before it.
     kept = {*keep, *there[-2:]}
@@ -70,7 +74,11 @@ def collected(mailbox: Mailbox, assignments: Iterable[str], look: Look) -> list[
 
 
 def leftovers(mailbox: Mailbox) -> None:
-    """Remove hidden directories of versions and updates that are a day old."""
+    """Remove hidden directories of versions and updates that are a day old.
+
+    Raises:
+        PolicyError: A symbolic link leads out of the mailbox.
+    """
     for folder in (mailbox.versions, mailbox.updates):
         for entry in folder.glob(".*") if _is_ours(mailbox, folder) else ():
             with suppress(FileNotFoundError):  # its writer has just renamed it

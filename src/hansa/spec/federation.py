@@ -29,8 +29,8 @@ class ModelSpec(Section):
 
     trainer: str = Field(description="name of the trainer plug-in")
     source: str = Field(
-        description="where the first weights come from: a builtin name, a path or a "
-        "hub id"
+        description="where the first weights come from: a builtin name or a path "
+        "that the facility lists under `models`"
     )
     dtype: DType = Field("float32", description="dtype that versions are published in")
     options: dict[str, Any] = Field(

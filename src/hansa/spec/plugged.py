@@ -120,6 +120,15 @@ def absolute(path: str, base: Path) -> Path:
     return Path(os.path.normpath(base / Path(path).expanduser()))
 
 
+def path_options(group: str, name: str, attribute: str = "Options") -> list[str]:
+    """Return the names of a plug-in's options that are paths; none if it is unknown."""
+    try:
+        model = options_model(group, name, attribute)
+    except PluginError:  # `checked` reports it
+        return []
+    return [key for key in model.model_fields if _is_path(model, key)]
+
+
 def _is_path(model: type[BaseModel], key: str) -> bool:
     field = model.model_fields.get(key)
     return field is not None and Path in members(field.annotation)

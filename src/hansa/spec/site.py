@@ -30,7 +30,13 @@ from hansa.spec.fields import (
     fill,
 )
 from hansa.spec.load import at, put
-from hansa.spec.plugged import PluginPart, absolute, checked, options_model
+from hansa.spec.plugged import (
+    PluginPart,
+    absolute,
+    checked,
+    options_model,
+    path_options,
+)
 from hansa.spec.problems import (
     Document,
     KeyPath,
@@ -205,6 +211,10 @@ def _path_keys(data: Mapping[str, Any]) -> list[KeyPath]:
     keys: list[KeyPath] = [("mailbox",), ("cache",)]
     keys += [("models", name) for name in _keys(data.get("models"))]
     keys += [("tasks", name, "data") for name in _keys(data.get("tasks"))]
+    driver = at(data, ("scheduler", "type"))
+    if isinstance(driver, str):
+        known = path_options(plugins.SCHEDULERS, driver)
+        keys += [("scheduler", key) for key in known]
     python = at(data, ("environment", "python"))
     if isinstance(python, str) and "/" in python:
         keys.append(("environment", "python"))

@@ -107,12 +107,14 @@ class UpdateManifest(_Manifest):
 
     Attributes:
         base: The version trained from, or the version evaluated.
+        base_sha256: `VersionManifest.sha256` of that version as the job read it.
     """
 
     kind: Literal["update", "evaluation"]
     assignment: str
     facility: str
     base: Count
+    base_sha256: str | None = None
     steps: Count = 0
     samples: Count = 0
     partial: bool = False

@@ -49,6 +49,8 @@ class Measured:
         assignment: Id of the order.
         facility: Who did it.
         base: The version trained from, or the version evaluated.
+        base_sha256: `VersionManifest.sha256` of that version; None where the writer
+            does not know it.
         steps: Optimizer steps done.
         samples: Training samples seen.
         partial: Whether fewer steps than ordered were done.
@@ -60,6 +62,7 @@ class Measured:
     assignment: str
     facility: str
     base: int
+    base_sha256: str | None = None
     steps: int = 0
     samples: int = 0
     partial: bool = False
@@ -170,7 +173,7 @@ def verify_update(
 
     Args:
         directory: Where the update (or evaluation) lies.
-        version: Manifest of the base version, whose names and shapes count.
+        version: Manifest of the base version, whose names, shapes and hash count.
         expected_base: The version that the job has bound.
 
     Raises:
@@ -183,6 +186,14 @@ def verify_update(
         raise UpdateRejected(
             f"{directory} is of base version {manifest.base}; the job has bound "
             f"version {expected_base}."
+        )
+    if manifest.base_sha256 not in (None, version.sha256):
+        raise UpdateRejected(
+            f"{directory} was trained from another version {expected_base}: from "
+            f"sha256 {str(manifest.base_sha256)[:12]}…; here it is "
+            f"{version.sha256[:12]}….",
+            hint="Was this run id used before? Remove the run's directory from the "
+            "facility's mailbox, or take another run id.",
         )
     check_names(directory, manifest.files)
     if manifest.kind == "evaluation":

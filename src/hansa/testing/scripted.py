@@ -22,6 +22,7 @@ from hansa.core.errors import GatewayError, HansaError, PolicyError, WorkerError
 from hansa.mailbox.paths import Mailbox
 from hansa.scheduler.base import JobState, JobStatus
 from hansa.store.folder import reader
+from hansa.store.manifest import read_version_manifest
 from hansa.store.tensorfile import hash_file
 from hansa.store.update import Measured, write_evaluation, write_update
 
@@ -138,7 +139,7 @@ class ScriptedFacility:
             case "read":
                 return {"text": "the scripted log"}
             case _:
-                return {"removed": []}
+                return {"removed": [], "collected": data.get("collected", [])}
 
     def _submit(self, data: dict[str, Any]) -> dict[str, Any]:
         if self.script.submit_error is not None:
@@ -233,6 +234,7 @@ class ScriptedFacility:
             assignment=job.order["assignment"],
             facility=self.name,
             base=base,
+            base_sha256=read_version_manifest(mailbox.version(base)).sha256,
             metrics=metrics,
         )
         write_evaluation(mailbox.update(job.order["assignment"]), measured)
@@ -247,6 +249,7 @@ class ScriptedFacility:
             assignment=job.order["assignment"],
             facility=self.name,
             base=base + 1 if how == "base" else base,
+            base_sha256=read_version_manifest(mailbox.version(base)).sha256,
             steps=int(job.order["steps"]),
             samples=self.script.samples,
             metrics={"eval_loss": 1.0},

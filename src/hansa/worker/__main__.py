@@ -1,4 +1,4 @@
-"""``python -m hansa.worker run JOB_JSON`` and ``... init REQUEST_JSON OUT_DIR``."""
+"""``python -m hansa.worker run JOB_JSON [--sha256 HEX]`` and ``... init ...``."""
 
 from __future__ import annotations
 
@@ -20,11 +20,22 @@ from hansa.worker.status import Status
 
 log = logging.getLogger("hansa.worker")
 
+RANKS = (
+    "RANK",
+    "SLURM_PROCID",
+    "PMI_RANK",
+    "PMIX_RANK",
+    "OMPI_COMM_WORLD_RANK",
+)
+"""Where launchers write which one of several processes this is."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return the exit code: 0 done, 1 failed.
 
-    `run` reports through the job's status file. `init` answers on stdout with
+    `run` reports through the job's status file; with `--sha256` a job file that was
+    changed meanwhile is refused. A worker is one process: copies of it that a launcher
+    started, ranks above 0, leave at once. `init` answers on stdout with
     ``{"schema": 1, "ok": true, "data": {"files": [...]}}`` or
     ``{"schema": 1, "ok": false, "error": {...}}``. Words for people go to stderr.
     """
@@ -32,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     run = verbs.add_parser("run", help="do the work of a batch job")
     run.add_argument("job", type=Path, metavar="JOB_JSON")
+    run.add_argument("--sha256", metavar="HEX", help="hash that JOB_JSON must have")
     init = verbs.add_parser("init", help="make the first version of a model")
     init.add_argument("request", type=Path, metavar="REQUEST_JSON")
     init.add_argument("directory", type=Path, metavar="OUT_DIR")
@@ -42,14 +54,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     if chosen.verb == "run":
-        return _run(chosen.job)
+        return _run(chosen.job, chosen.sha256)
     return _init(chosen.request, chosen.directory)
 
 
-def _run(path: Path) -> int:
+def _run(path: Path, sha256: str | None) -> int:
     started = _process_start()
+    for name in RANKS:
+        if (rank := os.environ.get(name, "")).isdecimal() and int(rank) > 0:
+            log.info("%s is %s: the process of rank 0 does the work.", name, rank)
+            return 0
     try:
-        job = _read_job(path)
+        job = _read_job(path, sha256)
         stop = Stop(deadline(started, job.walltime_s))
         with listening(stop):
             Session(job, stop, started).run()
@@ -59,10 +75,10 @@ def _run(path: Path) -> int:
     return 0
 
 
-def _read_job(path: Path) -> Job:
+def _read_job(path: Path, sha256: str | None) -> Job:
     """Read the job; if that fails, say so in the status file beside it."""
     try:
-        return read_file(path, Job)
+        return read_file(path, Job, sha256)
     except HansaError as error:
         if path.parent.is_dir():
             Status(path.with_name("status.json"), None, 0.0).fail(error)

@@ -63,7 +63,8 @@ class TrainerContext:
     """What a trainer is built from.
 
     Attributes:
-        source: `model.source` of the federation: a builtin name, a path, a hub id.
+        source: A builtin name, or a path on this machine: `model.source` of the
+            federation, as the facility's `models` translates it.
         dtype: dtype that the model is published in ("float32", "bfloat16").
         model_options: `model.options`, validated by the plug-in's `model_options`.
         work: `work` of the facility, validated by the plug-in's `work_options`.

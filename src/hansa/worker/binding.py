@@ -10,6 +10,7 @@ from pathlib import Path
 from hansa.core.errors import IntegrityError, WorkerError
 from hansa.mailbox.files import read_json, write_json
 from hansa.mailbox.paths import MANIFEST, Mailbox
+from hansa.store.manifest import read_version_manifest
 from hansa.worker import checkpoint
 from hansa.worker.checkpoint import Progress
 from hansa.worker.job import SCHEMA, Job
@@ -33,6 +34,10 @@ class Binding:
     progress: Progress
     checkpoint: Path | None = None
 
+    def anew(self) -> Progress:
+        """Return the progress of a training that begins at the version itself."""
+        return Progress(base=self.version, base_sha256=self.progress.base_sha256)
+
 
 def bind(job: Job, mailbox: Mailbox) -> Binding:
     """Choose the version and write `bound.json`, once.
@@ -43,6 +48,7 @@ def bind(job: Job, mailbox: Mailbox) -> Binding:
 
     Raises:
         WorkerError: The version is not in the mailbox (transient: it may arrive).
+        IntegrityError: Its manifest is damaged.
     """
     files = mailbox.job(job.order.assignment, job.number)
     earlier = _bound(files.bound)
@@ -64,6 +70,8 @@ def _choose(job: Job, mailbox: Mailbox, earlier: int | None) -> Binding:
             log.info("Checkpoint %s is of another base; job has %s.", path, earlier)
         elif not (directory / MANIFEST).is_file():
             log.warning("Checkpoint %s: version %d is gone.", path, progress.base)
+        elif progress.base_sha256 != read_version_manifest(directory).sha256:
+            log.warning("Checkpoint %s is of another version %d.", path, progress.base)
         else:
             log.info("Going on from %s, step %d.", path, progress.step)
             return Binding(progress.base, directory, progress, path)
@@ -79,7 +87,10 @@ def _fresh(mailbox: Mailbox, wanted: int | None) -> Binding:
             hint="The server stages it before it submits a job; try again.",
             transient=True,
         )
-    return Binding(version, mailbox.version(version), Progress(base=version))
+    directory = mailbox.version(version)
+    sha256 = read_version_manifest(directory).sha256
+    progress = Progress(base=version, base_sha256=sha256)
+    return Binding(version, directory, progress)
 
 
 def _bound(path: Path) -> int | None:

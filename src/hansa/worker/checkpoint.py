@@ -41,6 +41,7 @@ class Progress(BaseModel):
 
     Attributes:
         base: The version that the training began from.
+        base_sha256: Hash of its model, from its manifest.
         step: Optimizer steps done.
         samples: Training samples seen.
         loss_sum: Sum of the steps' losses.
@@ -51,6 +52,7 @@ class Progress(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     base: Count
+    base_sha256: str | None = None
     step: Count = 0
     samples: Count = 0
     loss_sum: float = 0.0
@@ -61,6 +63,7 @@ class Progress(BaseModel):
         """Return the progress after one more step."""
         return Progress(
             base=self.base,
+            base_sha256=self.base_sha256,
             step=self.step + 1,
             samples=self.samples + samples,
             loss_sum=self.loss_sum + loss,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -9,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hansa.core import plugins
-from hansa.core.errors import PluginError, SpecError
+from hansa.core.errors import PluginError, SpecError, WorkerError
 from hansa.worker.base import TaskPlugin, TrainerPlugin
 
 SCHEMA = 1
@@ -92,15 +93,24 @@ class Job(JobPart):
     checkpoint_s: Annotated[float, Field(ge=0)] = 30.0
 
 
-def read_file(path: Path, model: type[Model]) -> Model:
+def read_file(path: Path, model: type[Model], sha256: str | None = None) -> Model:
     """Read a JSON file with a `schema` number as `model`.
+
+    Args:
+        path: The file.
+        model: What it holds.
+        sha256: Hash that the file must have, in hex; None takes any.
 
     Raises:
         SpecError: The file is missing, no JSON, of a newer schema, or a field of it
             can't be meant.
+        WorkerError: It has another hash.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        if sha256 is not None:
+            _check_hash(path, content, sha256)
+        data = json.loads(content)
     except (OSError, ValueError) as error:
         raise SpecError(f"{path} can't be read: {error}.") from error
     schema = data.get("schema") if isinstance(data, dict) else None
@@ -110,6 +120,16 @@ def read_file(path: Path, model: type[Model]) -> Model:
             hint="Use the same Hansa for the site agent and the worker.",
         )
     return validated(model, data, str(path))
+
+
+def _check_hash(path: Path, content: bytes, expected: str) -> None:
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected.lower():
+        raise WorkerError(
+            f"{path} was changed after it was submitted: it has sha256 "
+            f"{found[:12]}…; {expected[:12]}… was promised.",
+            hint="Nothing was run. Find out who can write there, then submit anew.",
+        )
 
 
 def validated(model: type[Model], data: object, what: str) -> Model:

@@ -89,7 +89,8 @@ class CausalLMWorkOptions(_Options):
     micro_batch: Count = Field(
         default=16,
         description="Examples per forward pass. A batch is sorted by length and done "
-        "in passes of this size, which saves memory and padding and changes no result.",
+        "in passes of this size, which saves memory and padding and changes only "
+        "rounding.",
     )
 
 

@@ -26,7 +26,7 @@ from hansa.worker.checkpoint import Progress
 from hansa.worker.data import Batches
 from hansa.worker.delivery import Result, Timings
 from hansa.worker.job import Job, task_plugin, trainer_plugin, validated
-from hansa.worker.signals import Interrupted, Stop
+from hansa.worker.signals import Interrupted, Stop, deadline
 from hansa.worker.status import Status
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class Session:
             trainer.restore(binding.checkpoint)
         except WorkerError as error:
             log.warning("Starting again from version %d: %s", binding.version, error)
-            return self._loaded(binding), Progress(base=binding.version)
+            return self._loaded(binding), binding.anew()
         return trainer, binding.progress
 
     def _loaded(self, binding: Binding) -> Trainer:
@@ -148,6 +148,8 @@ class Session:
             pause = max(self.job.checkpoint_s, save_s / CHECKPOINT_SHARE)
             if progress.step < steps and time.monotonic() - saved_at >= pause:
                 save_s = self._save(trainer, progress)
+                if (walltime := self.job.walltime_s) is not None:
+                    self.stop.deadline = deadline(self.started, walltime, save_s)
                 saved_at = time.monotonic()
         if progress.step < steps:
             log.warning("Stopping at step %d: %s.", progress.step, self.stop.reason)

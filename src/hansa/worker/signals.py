@@ -11,8 +11,9 @@ from types import FrameType
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 """Slurm warns with the first (`--signal`); Slurm and PBS end jobs with the second."""
 
-RESERVE_SHARE, LONGEST_RESERVE = 0.1, 60.0
-"""The last part of the walltime is kept for checkpoint and update (share, seconds)."""
+SHORTEST_RESERVE, SAVES, RESERVE_SHARE = 60.0, 3.0, 0.2
+"""The end of the walltime is kept for checkpoint and update: so many seconds, or so
+many times what a checkpoint took, but never a larger share of it all."""
 
 
 class Interrupted(Exception):
@@ -23,11 +24,12 @@ class Stop:
     """Says whether and why to stop; asked after every step.
 
     Args:
-        deadline: Time of `time.monotonic` from which on to stop, or None.
+        deadline: Time of `time.monotonic` from which on to stop, or None; may be
+            moved.
     """
 
     def __init__(self, deadline: float | None = None) -> None:
-        self._deadline = deadline
+        self.deadline = deadline
         self._signal: str | None = None
 
     def request(self, number: int) -> None:
@@ -39,7 +41,7 @@ class Stop:
         """Why to stop, or None."""
         if self._signal is not None:
             return f"signal {self._signal}"
-        if self._deadline is not None and time.monotonic() >= self._deadline:
+        if self.deadline is not None and time.monotonic() >= self.deadline:
             return "walltime nearly over"
         return None
 
@@ -49,11 +51,20 @@ class Stop:
             raise Interrupted(reason)
 
 
-def deadline(started: float, walltime: float | None) -> float | None:
-    """Return when to stop a job of `walltime` seconds that began at `started`."""
+def deadline(
+    started: float, walltime: float | None, save_s: float = 0.0
+) -> float | None:
+    """Return when to stop a job, by `time.monotonic`; None if it has no walltime.
+
+    Args:
+        started: When it began.
+        walltime: Seconds that it has, or None.
+        save_s: Seconds that its last checkpoint took.
+    """
     if walltime is None:
         return None
-    return started + walltime - min(RESERVE_SHARE * walltime, LONGEST_RESERVE)
+    reserve = max(SHORTEST_RESERVE, SAVES * save_s)
+    return started + walltime - min(reserve, RESERVE_SHARE * walltime)
 
 
 @contextmanager

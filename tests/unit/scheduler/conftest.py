@@ -88,8 +88,9 @@ class LiveQueue:
         jobs = self.status() if self.dir.exists() else {}
         alive = [job.id for job in jobs.values() if not job.state.final]
         for job in alive:
-            with suppress(FileNotFoundError, ValueError, ProcessLookupError):
-                os.killpg(int((self.dir / f"{job}.run").read_text()), signal.SIGKILL)
+            with suppress(OSError, ValueError, IndexError):
+                noted = (self.dir / f"{job}.run").read_text()
+                os.killpg(int(noted.split()[0]), signal.SIGKILL)
         self.cancel(*alive)
         for job in alive:
             self.ended(job)

@@ -1,5 +1,6 @@
 """The queue with real processes. Deadlines are long, waits are by condition."""
 
+import json
 import os
 import random
 import signal
@@ -13,6 +14,7 @@ import pytest
 
 from hansa.scheduler import local_queue
 from hansa.scheduler.base import JobState
+from hansa.scheduler.local_daemon import Daemon
 
 pytestmark = pytest.mark.integration
 
@@ -199,6 +201,78 @@ def test_a_killed_keeper_is_a_failed_node(queue):
     os.kill(keeper, signal.SIGKILL)
     assert queue.ended(job).state is JobState.NODE_FAIL
     queue.until(lambda: gone(shell))
+
+
+@pytest.fixture
+def stranger():
+    """A process with a group of its own, which no job started."""
+    process = subprocess.Popen(["sleep", "300"], start_new_session=True)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def noted_job(store: local_queue.Store, note: str) -> local_queue.Job:
+    """Return a job that runs, by the files, but whose keeper is dead."""
+    running = ended_job("1", 0.0) | {"state": "RUNNING", "ended": None}
+    running |= {"started": time.time(), "time_s": 300.0, "exit_code": None}
+    store.directory.mkdir()
+    with store.change() as state:
+        state["jobs"].append(running)
+    store.run_file(running).write_text(note)
+    return running
+
+
+def identity(pid: int) -> list[str]:
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return [str(pid), words[19], Path("/proc/sys/kernel/random/boot_id").read_text()]
+
+
+@pytest.mark.parametrize("field", ["all", "start", "boot"])
+def test_a_process_that_has_a_jobs_old_number_gets_no_signal(queue, stranger, field):
+    pid, start, boot = identity(stranger.pid)
+    note = {
+        "all": pid,
+        "start": f"{pid} {int(start) - 1} {boot.strip()}",
+        "boot": f"{pid} {start} 00000000-another-boot",
+    }[field]
+    noted_job(local_queue.Store(queue.dir), note)
+    queue.run([*queue.driver._queue("list")])  # starts a daemon
+    assert queue.ended("1").state is JobState.NODE_FAIL
+    assert not gone(stranger.pid)
+
+
+@pytest.mark.parametrize("error", [PermissionError, ProcessLookupError])
+def test_a_group_that_takes_no_signals_does_not_stop_the_daemon(
+    tmp_path, stranger, monkeypatch, error
+):
+    store = local_queue.Store(tmp_path / "queue")
+    noted_job(store, " ".join(identity(stranger.pid)).strip())
+    sent = []
+
+    def refuse(group, number):
+        sent.append((group, number))
+        raise error
+
+    monkeypatch.setattr(os, "killpg", refuse)
+    Daemon(store, idle_s=0.0).run(store.lock_daemon())
+    assert sent == [(stranger.pid, signal.SIGKILL)]
+    assert store.load()["jobs"][0]["state"] == "NODE_FAIL"
+
+
+def test_sites_that_disagree_on_the_slots_block_nobody(queue):
+    queue.use(slots=2)
+    gate = queue.root / "gate"
+    first = queue.submit("first", hold(gate))
+    wide = queue.submit("wide", "true", nodes=2)
+    queue.use(slots=1)  # another site, the same queue
+    narrow = queue.submit("narrow", "true")
+    gate.touch()
+    assert queue.ended(first).state is JobState.DONE
+    assert queue.ended(wide).state is JobState.DONE
+    assert queue.ended(narrow).state is JobState.DONE
+    queue.submit("later", "true")
+    assert json.loads((queue.dir / "state.json").read_text())["slots"] == 1
 
 
 def test_racing_submissions_make_one_daemon_and_distinct_ids(queue):

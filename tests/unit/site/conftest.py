@@ -49,6 +49,7 @@ def order(**fields):
         "work": {"batch": 8},
         "update": {"dtype": "bfloat16"},
         "evaluate": True,
+        "nonce": "",
     }
     return {**data, **fields}
 

@@ -1,5 +1,9 @@
+import errno
+import hashlib
 import json
 import os
+import shlex
+import subprocess
 import sys
 import threading
 import time
@@ -10,7 +14,7 @@ from hypothesis import strategies as st
 
 import hansa
 from hansa.core.errors import SchedulerError
-from hansa.site import rpc
+from hansa.site import prepare, rpc
 
 RUN = "smol"
 ORDER = "train-0001-polaris-1"
@@ -104,7 +108,25 @@ def test_submit_writes_order_job_and_script(facility, submit):
     assert "#HANSA warning=20\n" in script
     assert "export OMP_NUM_THREADS=1\nexport PYTHONUNBUFFERED=1\n" in script
     path = facility.mail / f"jobs/{KEY}/job.json"
-    assert script.endswith(f"exec {sys.executable} -m hansa.worker run {path}\n")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert script.endswith(
+        f"exec {sys.executable} -P -m hansa.worker run {path} --sha256 {digest}\n"
+    )
+
+
+@pytest.mark.integration
+def test_a_job_imports_nothing_from_its_directory(facility, submit, tmp_path):
+    """Whoever may write the mailbox must not thereby run code in a job."""
+    facility.data(submit())
+    home, seen = facility.mail / "jobs" / KEY, tmp_path / "seen"
+    for module in ("json", "numpy", "ml_dtypes", "hansa"):
+        (home / f"{module}.py").write_text(f"open({str(seen)!r}, 'w').close()\n")
+    script = (home / "script.sh").read_text()
+    words = shlex.split(script.splitlines()[-1])[1:]
+    words[words.index("run") :] = ["--help"]
+    done = subprocess.run(words, cwd=home, capture_output=True, check=False, timeout=50)
+    assert done.returncode == 0, done.stderr
+    assert not seen.exists()
 
 
 def test_the_sites_environment(facility, submit):
@@ -116,13 +138,21 @@ def test_the_sites_environment(facility, submit):
             "python": "python3.12",
         }
     )
-    job = {"nodes": 3, "ranks_per_node": 4, "time": 3600}
+    job = {"nodes": 1, "time": 3600}
     script = facility.data(submit(job=job, dry_run=True))["script"]
     assert "#HANSA warning=60\n" in script
     assert "module load conda\n" in script
     assert "export OMP_NUM_THREADS=8\n" in script
     assert "export X='a b'\n" in script
-    assert "exec mpiexec -n 12 --ppn 4 -N 3 python3.12 -m hansa.worker run " in script
+    launch = "exec mpiexec -n 1 --ppn 1 -N 1"
+    assert f"{launch} python3.12 -P -m hansa.worker run " in script
+    job = {"nodes": 3, "ranks_per_node": 4, "time": 3600}
+    assert "12 copies" in facility.error(submit(job=job))["message"]
+    assert facility.batch.submissions == 0
+    # What will be started once a worker knows of others:
+    ask = rpc.parse_request(submit(job=job))
+    launch = prepare.job_spec(facility.site, ask).launch
+    assert launch == "mpiexec -n 12 --ppn 4 -N 3"
 
 
 def test_the_model_source_is_renamed_for_the_worker_only(facility, submit):
@@ -203,6 +233,16 @@ def test_orders_never_change(facility, submit):
     assert "orders never change" in error["message"]
     assert facility.error(submit(steps=31))["code"] == "FACILITY_REFUSES"
     assert facility.data(submit(number=2))["job"] == "2"
+
+
+def test_a_new_run_does_not_take_an_old_ones_orders(facility, submit):
+    facility.data(submit(nonce="1700000000.25"))
+    order = json.loads((facility.mail / f"orders/{ORDER}.json").read_text())
+    assert order["nonce"] == "1700000000.25"
+    assert facility.data(submit(nonce="1700000000.25"))["found"]
+    error = facility.error(submit(nonce="1700000777.5"))
+    assert error["code"] == "FACILITY_REFUSES"
+    assert "orders never change" in error["message"]
 
 
 def test_a_later_job_makes_room_for_its_update(facility, submit):
@@ -390,11 +430,12 @@ def versions(facility, *numbers):
 
 def test_tidy(facility):
     versions(facility, *range(8))
-    assert facility.data(rpc.tidy(RUN, [2, 99])) == {"removed": [0, 1, 3, 4, 5]}
+    answer = {"removed": [0, 1, 3, 4, 5], "collected": []}
+    assert facility.data(rpc.tidy(RUN, [2, 99])) == answer
     left = sorted(entry.name for entry in (facility.mail / "versions").iterdir())
     assert left == ["2", "6", "7"]
-    assert facility.data(rpc.tidy(RUN, [2])) == {"removed": []}
-    assert facility.data(rpc.tidy("other", [])) == {"removed": []}
+    assert facility.data(rpc.tidy(RUN, [2]))["removed"] == []
+    assert facility.data(rpc.tidy("other", []))["removed"] == []
 
 
 def test_tidy_keeps_what_jobs_use(facility, submit):
@@ -406,21 +447,94 @@ def test_tidy_keeps_what_jobs_use(facility, submit):
     facility.data(evaluation)
     bound = facility.mail / "jobs" / KEY / "bound.json"
     bound.write_text('{"base": 1}')
-    assert facility.data(rpc.tidy(RUN, [])) == {"removed": [0, 3]}
+    assert facility.data(rpc.tidy(RUN, []))["removed"] == [0, 3]
     for job in facility.batch.jobs.values():
         job["state"] = "DONE"
-    assert facility.data(rpc.tidy(RUN, [])) == {"removed": [1, 2]}
+    assert facility.data(rpc.tidy(RUN, []))["removed"] == [1, 2]
 
 
-def test_tidy_removes_what_broken_transfers_left(facility):
-    versions(facility, 0)
-    old, new = (facility.mail / "versions" / name for name in (".1.old", ".1.new"))
+@pytest.mark.parametrize(
+    "name", ["versions/.1.x", f"updates/.refused-{ORDER}.2", f"updates/.{ORDER}.1f"]
+)
+def test_tidy_removes_what_broken_transfers_left(facility, name):
+    old, new = facility.mail / name, facility.mail / f"{name}new"
     for path in (old, new):
-        path.mkdir()
+        path.mkdir(parents=True)
+        (path / "part.safetensors").touch()
     past = time.time() - 2 * 86_400
     os.utime(old, (past, past))
     facility.data(rpc.tidy(RUN, []))
     assert (old.exists(), new.exists()) == (False, True)
+
+
+OTHER = "train-0001-polaris-10"
+
+
+def results(facility, *keys):
+    """Write what jobs leave behind: an update, a checkpoint, a log."""
+    for key in keys:
+        checkpoint = facility.mail / "jobs" / key / "checkpoint" / "00000012"
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        (checkpoint / "state.safetensors").touch()
+        (facility.mail / "jobs" / key / "log.txt").touch()
+        update = facility.mail / "updates" / key.rpartition(".")[0]
+        update.mkdir(parents=True, exist_ok=True)
+        (update / "manifest.json").touch()
+
+
+def files(facility):
+    paths = facility.mail.rglob("*")
+    return {str(path.relative_to(facility.mail)) for path in paths if path.is_file()}
+
+
+def test_tidy_removes_what_was_collected(facility, submit):
+    facility.data(submit())
+    facility.batch.jobs["1"]["state"] = "DONE"
+    results(facility, KEY, f"{ORDER}.2", f"{OTHER}.1")
+    before = files(facility)
+    request = rpc.tidy(RUN, [], [ORDER, "train-0009-polaris-1"])
+    gone = {
+        f"updates/{ORDER}/manifest.json",
+        f"jobs/{ORDER}.1/checkpoint/00000012/state.safetensors",
+        f"jobs/{ORDER}.2/checkpoint/00000012/state.safetensors",
+    }
+    answer = {"removed": [], "collected": [ORDER, "train-0009-polaris-1"]}
+    for _ in range(2):
+        assert facility.data(request) == answer
+        assert before - files(facility) == gone
+    assert not (facility.mail / "updates" / ORDER).exists()
+    assert not (facility.mail / "jobs" / KEY / "checkpoint").exists()
+
+
+def test_tidy_takes_nothing_from_jobs_that_run(facility, submit):
+    facility.data(submit())
+    results(facility, KEY, f"{OTHER}.1")
+    before = files(facility)
+    request = rpc.tidy(RUN, [], [ORDER])
+    assert facility.data(request)["collected"] == []
+    assert files(facility) == before
+    facility.batch.jobs["1"]["state"] = "DONE"
+    assert facility.data(request)["collected"] == [ORDER]
+
+
+def test_tidy_asks_the_scheduler_only_if_something_is_there(facility):
+    assert facility.data(rpc.tidy(RUN, [], [ORDER]))["collected"] == [ORDER]
+    assert facility.batch.asked == 0
+
+
+@pytest.mark.parametrize("link", ["versions", "updates", f"jobs/{KEY}"])
+def test_tidy_removes_nothing_outside(facility, tmp_path, link):
+    outside = tmp_path / "outside"
+    for name in (f"{ORDER}", "checkpoint", ".cache", *"0123"):
+        (outside / name).mkdir(parents=True)
+        (outside / name / "manifest.json").touch()
+        os.utime(outside / name, (0, 0))
+    before = sorted(outside.rglob("*"))
+    (facility.mail / link).parent.mkdir(parents=True)
+    (facility.mail / link).symlink_to(outside)
+    error = facility.error(rpc.tidy(RUN, [], [ORDER]))
+    assert error["code"] == "FACILITY_REFUSES"
+    assert sorted(outside.rglob("*")) == before
 
 
 def test_a_broken_disk_is_an_error_not_a_crash(facility, submit):
@@ -429,6 +543,28 @@ def test_a_broken_disk_is_an_error_not_a_crash(facility, submit):
     error = facility.error(submit())
     assert error["code"] == "FACILITY"
     assert "mailbox" in error["hint"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_mailbox_is_the_facilitys_trouble(facility, submit, monkeypatch, number):
+    def full(handle):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        error = facility.error(submit())
+    assert error["code"] == "FACILITY"
+    assert "No space is left" in error["message"]
+    assert "quota" in error["hint"]
+    assert facility.data(submit())["found"] is False
+
+
+def test_a_damaged_order_is_the_facilitys_trouble(facility, submit):
+    facility.data(submit())
+    (facility.mail / f"orders/{ORDER}.json").write_text("{")
+    error = facility.error(submit())
+    assert error["code"] == "FACILITY"
+    assert "is not JSON" in error["message"]
 
 
 def test_a_bug_is_an_error_not_a_crash(facility, submit, caplog):

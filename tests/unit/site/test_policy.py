@@ -76,7 +76,7 @@ def test_no_limits_no_refusal(make_site, ask):
         ("llama", "/models/llama"),
         ("/home/me/llama", "/models/mine"),
         ("zeros", "zeros"),
-        ("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M"),
+        ("smollm2", "smollm2"),
         ("mylab.models:net", "mylab.models:net"),
     ],
 )
@@ -94,6 +94,9 @@ def test_model_sources(make_site, source, here):
         "~/x",
         "$HOME/x",
         "a/b/c",
+        "models/secret",
+        "HuggingFaceTB/SmolLM2-135M",
+        "",
         "a\\b",
         "m:f",
     ],
@@ -101,6 +104,24 @@ def test_model_sources(make_site, source, here):
 def test_other_sources_are_refused(make_site, source):
     with pytest.raises(PolicyError):
         policy.model_source(make_site(), source)
+
+
+@pytest.mark.parametrize("launch", ["mpiexec -n {ranks}", "srun"])
+@pytest.mark.parametrize("job", [{"nodes": 2}, {"nodes": 1, "ranks_per_node": 4}])
+def test_copies_of_a_worker_are_refused(make_site, ask, launch, job):
+    site = make_site(environment={"launch": launch})
+    error = refused(site, ask(job=job))
+    assert "environment.launch" in error.message
+    assert "job.nodes" in error.message
+    assert launch in error.message
+    assert error.hint
+
+
+def test_one_process_is_allowed_on_any_nodes(make_site, ask):
+    mpi = make_site(environment={"launch": "mpiexec -n {ranks}"})
+    policy.check(mpi, ask(job={"nodes": 1}))
+    policy.check(make_site(environment={"launch": " "}), ask(job={"nodes": 2}))
+    policy.check(make_site(), ask(job={"nodes": 8, "ranks_per_node": 4}))
 
 
 def test_groups_default_to_the_splits(make_site, ask):

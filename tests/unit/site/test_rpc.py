@@ -30,6 +30,10 @@ def test_requests_are_understood():
     assert rpc.parse_request(rpc.cancel("r", [])).jobs == ()
     assert rpc.parse_request(rpc.read("r", "jobs/x", 100)).tail_bytes == 100
     assert rpc.parse_request(rpc.tidy("r", {3})).keep == (3,)
+    collected = (JOB.removesuffix(".2"),)
+    assert rpc.parse_request(rpc.tidy("r", [], collected)).collected == collected
+    older = {"schema": 1, "op": "tidy", "run": "r", "keep": []}
+    assert rpc.parse_request(older).collected == ()
 
 
 def test_a_submission_is_understood(make_order):
@@ -56,6 +60,7 @@ def test_a_submission_is_understood(make_order):
         (rpc.poll("r", ["../../x.1"]), "no job id"),
         (rpc.read("r", "x", 1 << 20), "tail_bytes"),
         (rpc.tidy("r", [-1]), "keep"),
+        (rpc.tidy("r", [], ["../orders"]), "collected"),
     ],
 )
 def test_what_can_not_be_understood_is_refused(request_, words):
@@ -70,6 +75,20 @@ def test_queues_and_accounts_are_single_words(make_order, word):
         request = rpc.submit("smol", make_order(), 1, {"time": 60, key: word})
         with pytest.raises(UsageError, match=f"job.{key}"):
             rpc.parse_request(request)
+
+
+@pytest.mark.parametrize("ranks", [0, 1025])
+def test_ranks_have_a_bound(make_order, ranks):
+    request = rpc.submit("smol", make_order(), 1, {"time": 1, "ranks_per_node": ranks})
+    with pytest.raises(UsageError, match=r"job\.ranks_per_node"):
+        rpc.parse_request(request)
+
+
+@pytest.mark.parametrize("nonce", ["a b", "x" * 65, "../x", 3])
+def test_a_nonce_is_one_word(make_order, nonce):
+    request = rpc.submit("smol", make_order(nonce=nonce), 1, {"time": 60})
+    with pytest.raises(UsageError, match=r"order\.nonce"):
+        rpc.parse_request(request)
 
 
 def test_directives_do_not_cross(make_order):

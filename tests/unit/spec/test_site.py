@@ -80,6 +80,29 @@ checkpoint: 1m
     assert (site.heartbeat, site.checkpoint) == (2.0, 60.0)
 
 
+def test_paths_of_the_scheduler_are_expanded(
+    edit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    old = "scheduler: queue"
+    for text, path in (
+        ("$SCRATCH/q", "/scratch/me/q"),
+        ("~/q", "/home/me/q"),
+        ("q", str(tmp_path / "q")),
+    ):
+        new = f"scheduler: {{type: queue, directory: {text}}}"
+        edit(old, new, "site.yaml")
+        assert load_site("site.yaml").scheduler.options["directory"] == path
+        old = new
+    edit(old, "scheduler: {type: queue, directory: $NOWHERE/q}", "site.yaml")
+    assert wrong() == [
+        "site.yaml:2: scheduler.directory: '$NOWHERE/q' names an environment variable "
+        "that is not set"
+    ]
+
+
 def test_a_link_to_python_is_not_followed(folder: Path, edit: Any) -> None:
     (folder / "bin").mkdir()
     (folder / "bin" / "python").symlink_to("/usr/bin/env")

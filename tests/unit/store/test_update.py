@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,27 @@ def test_an_evaluation_has_only_numbers(store: Store) -> None:
 def test_an_update_of_another_base_is_rejected(store: Store, update: Path) -> None:
     with pytest.raises(UpdateRejected, match=r"base version 0; .* version 3"):
         verify_update(update, store.manifest(0), 3)
+
+
+def test_an_update_of_another_version_of_that_number_is_rejected(
+    store: Store,
+) -> None:
+    version = store.manifest(0)
+    for kind in ("train", "evaluate"):
+        for sha256, good in ((version.sha256, True), ("0" * 64, False)):
+            name = f"{kind}-0001-anvil-{1 + good}"
+            directory = store.update_dir(name)
+            measured = replace(MEASURED, assignment=name, base_sha256=sha256)
+            if kind == "train":
+                write_update(directory, SHAPES, VALUES.items(), measured)
+            else:
+                write_evaluation(directory, measured)
+            if good:
+                assert verify_update(directory, version, 0).base_sha256 == sha256
+                continue
+            with pytest.raises(UpdateRejected, match="another version 0") as caught:
+                verify_update(directory, version, 0)
+            assert "run id" in str(caught.value.hint)
 
 
 def test_damage_is_told_from_bad_content(store: Store, update: Path) -> None:

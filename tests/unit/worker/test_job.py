@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -71,6 +72,17 @@ def test_wrong_field_is_named(tmp_path: Path) -> None:
         read_file(path, Job)
 
 
+def test_a_job_with_another_hash_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "job.json"
+    path.write_text(json.dumps(job_data()))
+    promised = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert read_file(path, Job, promised.upper()).number == 1
+    path.write_text(json.dumps({**job_data(), "modules": ["os:system"]}))
+    with pytest.raises(WorkerError, match="changed after it was submitted") as caught:
+        read_file(path, Job, promised)
+    assert not caught.value.transient
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "7"])
 def test_no_json_object_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "job.json"
@@ -103,10 +115,19 @@ def test_signal_asks_to_stop_and_handlers_are_restored(number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("walltime", "expected"), [(None, None), (100.0, 95.0), (7200.0, 5 + 7140.0)]
+    ("walltime", "save_s", "expected"),
+    [
+        (None, 9.0, None),
+        (100.0, 0.0, 5 + 80.0),
+        (7200.0, 1.0, 5 + 7140.0),
+        (7200.0, 100.0, 5 + 6900.0),
+        (7200.0, 1000.0, 5 + 5760.0),
+    ],
 )
-def test_deadline_leaves_a_reserve(walltime: float, expected: float) -> None:
-    assert deadline(5.0, walltime) == expected
+def test_deadline_leaves_a_reserve(
+    walltime: float | None, save_s: float, expected: float | None
+) -> None:
+    assert deadline(5.0, walltime, save_s) == expected
 
 
 def test_deadline_stops(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
 import logging
 import os
@@ -22,7 +23,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hansa.core.errors import HansaError, IntegrityError, StorageFull, WorkerError
+from hansa.core.errors import (
+    HansaError,
+    IntegrityError,
+    StorageFull,
+    UpdateRejected,
+    WorkerError,
+)
 from hansa.mailbox.paths import Mailbox
 from hansa.store.folder import reader
 from hansa.store.manifest import (
@@ -33,13 +40,13 @@ from hansa.store.manifest import (
 from hansa.store.update import verify_update
 from hansa.store.versions import Store
 from hansa.worker import checkpoint
-from hansa.worker.__main__ import main
+from hansa.worker.__main__ import RANKS, main
 from hansa.worker.base import Example
 from hansa.worker.initial import Request, write_initial
 from hansa.worker.job import Job
 from hansa.worker.options import DigitsOptions
 from hansa.worker.session import Session, as_hansa_error, build_task, build_trainer
-from hansa.worker.signals import Stop
+from hansa.worker.signals import Stop, deadline
 from hansa.worker.tasks.digits import Digits
 from hansa.worker.trainers.softmax import Softmax
 
@@ -234,6 +241,9 @@ def test_update_passes_the_servers_checks(place: Place) -> None:
     )
     assert "eval_loss" not in update.metrics
     assert update.losses == {}
+    other = read_version_manifest(made(2))
+    with pytest.raises(UpdateRejected, match="trained from another version 0"):
+        verify_update(place.mailbox.update("train-0001-a-1"), other, 0)
 
 
 def test_newest_version_at_the_start_is_bound(place: Place) -> None:
@@ -477,7 +487,7 @@ def test_walltime_ends_the_training_in_time(
 
     def act(call: int, loss: float) -> float:
         if call == 2:
-            stop._deadline = 0.0
+            stop.deadline = 0.0
         return loss
 
     on_step(monkeypatch, act)
@@ -583,6 +593,65 @@ def test_unreadable_job_says_so_beside_it(tmp_path: Path) -> None:
     assert main(["run", str(path)]) == 1
     status = json.loads((tmp_path / "status.json").read_text())
     assert status["error"]["code"] == "SPEC_INVALID"
+
+
+def test_job_that_was_rewritten_while_it_waited_is_refused(place: Place) -> None:
+    path = place.job()
+    promised = hashlib.sha256(path.read_bytes()).hexdigest()
+    place.job(modules=["os:system"])
+    assert main(["run", str(path), "--sha256", promised]) == 1
+    status = place.status()
+    assert (status["phase"], status["error"]["code"]) == ("failed", "WORKER")
+    assert not status["error"]["transient"]
+    assert not place.mailbox.updates.exists()
+    place.job()
+    assert main(["run", str(path), "--sha256", promised]) == 0
+    assert place.update().steps == 6
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_only_the_first_of_several_ranks_works(
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+) -> None:
+    path = place.job(order={"evaluate": False})
+    monkeypatch.setenv(name, "3")
+    with caplog.at_level(logging.INFO):
+        assert main(["run", str(path)]) == 0
+    assert f"{name} is 3" in caplog.text
+    assert list(path.parent.iterdir()) == [path]
+    monkeypatch.setenv(name, "0")
+    assert main(["run", str(path)]) == 0
+    assert place.update().steps == 6
+
+
+def test_the_reserve_grows_with_the_checkpoints(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Session, "_save", lambda *_: 100.0)
+    stop = Stop(deadline(50.0, 3600.0))
+    path = place.job(checkpoint_s=0.0, walltime_s=3600.0)
+    found: list[float | None] = []
+    on_step(monkeypatch, lambda call, loss: found.append(stop.deadline) or loss)
+    monkeypatch.setattr("hansa.worker.session.CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr("hansa.worker.signals.time.monotonic", lambda: 51.0)
+    Session(read_job(path), stop, 50.0).run()
+    assert found[:2] == [50 + 3600 - 60, 50 + 3600 - 300]
+
+
+def test_checkpoint_of_another_version_of_that_number_is_passed_over(
+    place: Place, monkeypatch: pytest.MonkeyPatch, eager: None
+) -> None:
+    crash_at(place, monkeypatch, 5)
+    shutil.rmtree(place.mailbox.version(0))  # the run id is used again
+    version = read_version_manifest(place.publish(0, seed=2))
+    calls: list[int] = []
+    on_step(monkeypatch, lambda call, loss: calls.append(call) or loss)
+    assert main(["run", str(place.job(number=2))]) == 0
+    assert len(calls) == 6
+    assert place.update().base_sha256 == version.sha256
 
 
 # Real processes ---------------------------------------------------------------

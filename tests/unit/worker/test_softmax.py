@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from hansa.core.errors import SpecError, WorkerError
+from hansa.worker.arrays import write_arrays
 from hansa.worker.base import Example, TrainerContext
 from hansa.worker.options import SoftmaxModelOptions, SoftmaxWorkOptions
 from hansa.worker.trainers.softmax import Softmax, loss_and_gradient
@@ -165,6 +167,29 @@ def test_resume_is_bit_identical(tmp_path: Path) -> None:
         whole.tensors(), second.tensors(), strict=True
     ):
         assert expected.tobytes() == value.tobytes(), name
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        None,
+        {"bias": np.zeros(2, np.float32)},
+        {
+            name: np.zeros((5, 5), np.float32)
+            for name in ("bias", "weights", "velocity.bias", "velocity.weights")
+        },
+    ],
+)
+def test_state_that_does_not_fit_is_a_workers_error(
+    tmp_path: Path, arrays: dict[str, Any] | None
+) -> None:
+    if arrays is not None:
+        write_arrays(tmp_path / "state.safetensors", arrays.items)
+    with pytest.raises(WorkerError, match="can't be restored"):
+        trainer().restore(tmp_path)
+    (tmp_path / "state.safetensors").write_bytes(b"damaged")
+    with pytest.raises(WorkerError, match="can't be restored"):
+        trainer().restore(tmp_path)
 
 
 @pytest.mark.parametrize(

