@@ -202,8 +202,6 @@ def sentence(event: Event) -> str:
         case VersionPublished():
             members = len(event.terms) - 1
             return f"version {event.version} from {members} updates"
-        case AggregateFailed():
-            return f"version {event.version} can't be made: {event.reason}"
         case EvaluationReported():
             return f"version {event.version}: test loss {event.loss:.4f}"
         case FacilityLost():
@@ -238,5 +236,7 @@ def _work_sentence(event: Event) -> str:
             return f"{event.facility}: update of {event.steps} steps{part}{own}"
         case AssignmentFailed():
             return f"{event.facility}: {event.assignment} failed: {event.reason}"
+        case AggregateFailed():
+            return f"version {event.version} can't be made: {event.reason}"
         case _:
             return ""
