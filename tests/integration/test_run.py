@@ -204,6 +204,6 @@ def test_a_request_to_a_coordinator_that_is_gone_is_void(bench: Bench) -> None:
 
 def test_a_plan_that_could_not_begin_may_be_corrected(bench: Bench) -> None:
     bench.write(names=("amsterdam",), rounds=1)
-    bench.hansa("run", "federation.yaml", "model.source=zeroz", "--id", "r", code=5)
+    bench.hansa("run", "federation.yaml", "model.source=zeroz", "--id", "r", code=2)
     assert "zeroz" in bench.stderr
     assert bench.data("run", "federation.yaml", "--id", "r")["outcome"] == "done"
