@@ -319,3 +319,16 @@ def test_downtime_counts_towards_the_wall_clock_once(tmp_path: Path) -> None:
     core = scenario.run()
     assert core.newest >= 1
     assert 150 <= scenario.of(RunFinished)[-1].at < 320
+
+
+def test_a_facility_that_goes_silent_just_when_its_job_vanished_is_only_lost(
+    tmp_path: Path,
+) -> None:
+    scenario = two(
+        tmp_path,
+        a={"blind": ((2.0, 1e9),), "silent": ((63.0, 1e9),), "train_s": 500.0},
+        patience=100.0,
+    )
+    assert scenario.run().outcome == "partial"
+    assert [e.facility for e in scenario.of(FacilityLost)] == ["a"]
+    np.testing.assert_array_equal(scenario.model(3)["bias"], np.float32(9.0))

@@ -42,7 +42,9 @@ def demo(
 
 
 def init(
-    folder: Path = typer.Argument(Path(), help="Where to write the files."),
+    folder: Path = typer.Argument(
+        Path("federation"), help="Where to write the files; made if missing."
+    ),
     example: str = typer.Option("digits", help="Which example to begin with."),
 ) -> None:
     """Write a commented federation file and its site files, to begin from."""

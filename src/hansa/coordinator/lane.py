@@ -214,9 +214,20 @@ class Lane:
             self._emit(self._failure(job, error))
             return False
         await asyncio.sleep(self._settings.retry.delay(job.number, job.key))
-        if not job.ended:
-            await self._contact.call(rpc.cancel(self._settings.run, [job.key]))
+        if not job.ended and not await self._cancelled(job):
+            return False
         job.next_number()
+        return True
+
+    async def _cancelled(self, job: Job) -> bool:
+        """Cancel a job that may still be somewhere; False if the facility is gone."""
+        try:
+            await self._contact.call(rpc.cancel(self._settings.run, [job.key]))
+        except FacilityGone as error:
+            self._lose(error)
+            return False
+        except HansaError as error:
+            log.warning("%s: could not be cancelled: %s", job.key, error)
         return True
 
     async def _one_job(self, job: Job) -> None:
