@@ -247,7 +247,7 @@ class Lane:
         self, job: Job, step: Callable[[], Coroutine[Any, Any, None]]
     ) -> None:
         """Repeat a step that is safe to repeat while its faults are transient."""
-        tries = 0
+        tries = waits = 0
         while True:
             try:
                 return await step()
@@ -255,13 +255,13 @@ class Lane:
                 raise
             except FacilityError as error:
                 # A full queue (the site's own limit) is waited for, however long.
-                tries = 0 if isinstance(error, PolicyError) else tries + 1
+                tries += not isinstance(error, PolicyError)
+                waits += 1
                 if not error.transient or not self._settings.retry.allows(tries):
                     raise
                 log.warning("%s: %s; trying again", job.key, error)
                 self._show(self.view.state, error.message, job)
-                wait = self._settings.retry.delay(tries or 6, job.key)
-                await asyncio.sleep(wait)
+                await asyncio.sleep(self._settings.retry.delay(waits, job.key))
 
     async def _stage(self, job: Job) -> None:
         staged = await self._delivery.stage(job.order.version)
