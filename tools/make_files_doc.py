@@ -44,7 +44,7 @@ name: smol-chem
 seed: 7
 model: {trainer: causal-lm, source: tiny-llama, dtype: float32}
 task: chem-instruct
-strategy: {name: fedavg, quorum: 3, deadline: 2h}
+strategy: {name: fedavg, quorum: 2, deadline: 2h}
 stop: {rounds: 8, wall_clock: "1-00:00:00", target: {metric: eval_loss, below: 0.5}}
 
 defaults:                      # beneath each facility
