@@ -105,7 +105,7 @@ def test_a_worker_that_hangs_is_ended_by_its_walltime(bench: Bench) -> None:
     job = "train-0001-amsterdam-1.1"
     pid = until(lambda: statuses(bench, "amsterdam", job).get("pid"))
     os.kill(pid, signal.SIGSTOP)
-    _, err = run.communicate(timeout=100)
+    _, err = run.communicate(timeout=250)
     assert run.returncode == 6, err
     (failure,) = bench.events("AssignmentFailed")
     assert "ended by its walltime" in failure["reason"]
@@ -123,14 +123,14 @@ def test_the_walltime_returns_partial_work(bench: Bench) -> None:
 def test_a_facility_killed_for_good_ends_with_the_others_and_code_6(
     bench: Bench,
 ) -> None:
-    bench.write(rounds=2, steps=100_000, patience="2s")
+    bench.write(rounds=2, steps=20_000, patience="2s")
     run = bench.start("run", "federation.yaml", "--id", "r")
     until(lambda: len(bench.events("JobStarted")) >= 2)
     pid = statuses(bench, "bergen", "train-0001-bergen-1.1")["pid"]
     (bench.root / "mailboxes/bergen").rename(bench.root / "mailboxes/gone")
     (bench.root / "mailboxes/bergen").write_text("nothing can be written here")
     os.kill(pid, signal.SIGKILL)
-    _, err = run.communicate(timeout=100)
+    _, err = run.communicate(timeout=250)
     assert run.returncode == 6, err
     finish = bench.events("RunFinished")[-1]
     assert finish["outcome"] == "partial"
@@ -148,7 +148,7 @@ def test_a_full_disk_stops_the_run_and_it_resumes(bench: Bench) -> None:
     first = bench.start("run", "federation.yaml", "--id", "r")
     until(lambda: bench.events("VersionPublished"))
     _limit_file_size(first.pid, 8_000)
-    _, err = first.communicate(timeout=100)
+    _, err = first.communicate(timeout=250)
     assert first.returncode == 1, err
     assert "STORE_FULL" in err
     assert "Free" in err

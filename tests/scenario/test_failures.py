@@ -332,3 +332,15 @@ def test_a_facility_that_goes_silent_just_when_its_job_vanished_is_only_lost(
     assert scenario.run().outcome == "partial"
     assert [e.facility for e in scenario.of(FacilityLost)] == ["a"]
     np.testing.assert_array_equal(scenario.model(3)["bias"], np.float32(9.0))
+
+
+def test_a_facility_that_answers_but_is_ill_is_not_back(tmp_path: Path) -> None:
+    scenario = two(
+        tmp_path,
+        a={"silent": ((5.0, 200.0),), "ill": ((200.0, 1e9),)},
+        b={"train_s": 300.0},
+        patience=60.0,
+    )
+    assert scenario.run().outcome == "partial"
+    assert scenario.of(FacilityReady) == []
+    assert len(scenario.of(FacilityLost)) == 1

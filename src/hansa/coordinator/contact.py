@@ -80,17 +80,19 @@ class Contact:
             raise FacilityError.of(error) from error
 
     async def back_again(self, every: float = 5.0, longest: float = 60.0) -> None:
-        """Return when the facility answers a probe again."""
+        """Return when the facility answers a probe again, and is well."""
         wait = every
-        while True:
-            try:
-                await self.call_once(rpc.probe())
-            except HansaError as error:
-                log.info("%s is still away: %s", self._facility, error)
-                await asyncio.sleep(wait)
-                wait = min(wait * 2, longest)
-            else:
-                return
+        while (trouble := await self._trouble()) is not None:
+            log.info("%s is still away: %s", self._facility, trouble)
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, longest)
+
+    async def _trouble(self) -> object | None:
+        try:
+            health = await self.call_once(rpc.probe())
+        except HansaError as error:
+            return error
+        return health.get("problems") or None
 
     async def close(self) -> None:
         """Close the gateway."""

@@ -46,6 +46,7 @@ class Script:
         silent: Spans ``(from, to)`` of time in which calls are not answered.
         submit_error: Raised by every submission.
         full_until: The site's own queue limit refuses submissions until this time.
+        ill: Spans of time in which a probe tells of a problem.
         blind: Spans of time in which the scheduler knows no job.
         garbled: Replaces these parts of every report, by name.
         deaf_accepts: Submissions whose answer is lost although they are accepted.
@@ -59,6 +60,7 @@ class Script:
     silent: tuple[tuple[float, float], ...] = ()
     submit_error: HansaError | None = None
     full_until: float = 0.0
+    ill: tuple[tuple[float, float], ...] = ()
     blind: tuple[tuple[float, float], ...] = ()
     garbled: Mapping[str, Any] = field(default_factory=dict)
     deaf_accepts: int = 0
@@ -129,7 +131,7 @@ class ScriptedFacility:
     def _answer(self, data: dict[str, Any]) -> dict[str, Any]:
         match data["op"]:
             case "probe":
-                return {"facility": self.name, "mailbox": str(self.root)}
+                return self._health()
             case "submit":
                 return self._submit(data)
             case "poll":
@@ -140,6 +142,14 @@ class ScriptedFacility:
                 return {"text": "the scripted log"}
             case _:
                 return {"removed": [], "collected": data.get("collected", [])}
+
+    def _health(self) -> dict[str, Any]:
+        ill = any(start <= self._now() < end for start, end in self.script.ill)
+        problems = (
+            [{"what": "The mailbox can't be written.", "hint": ""}] if ill else []
+        )
+        mailbox = str(self.root)
+        return {"facility": self.name, "mailbox": mailbox, "problems": problems}
 
     def _submit(self, data: dict[str, Any]) -> dict[str, Any]:
         if self.script.submit_error is not None:
