@@ -22,7 +22,8 @@
     │   ├── JournalCorrupt    a line in the middle is damaged
     │   ├── JournalTooNew     written by a newer Hansa
     │   └── JournalLocked     another process is writing it
-    └── StrategyError         an event that the algorithm can't have
+    ├── StrategyError         an event that the algorithm can't have
+    └── SimulationError       a simulated facility that can't be as it is described
 
 Every error crosses process and facility boundaries as JSON: `to_json`, `from_json`.
 """
@@ -202,6 +203,13 @@ class StrategyError(HansaError):
     """An event arrived that the algorithm can't have."""
 
     code = "STRATEGY"
+
+
+class SimulationError(HansaError):
+    """A simulated facility, queue or workload can't be as it is described."""
+
+    code = "SIMULATION"
+    exit_code = 2
 
 
 def _tree(root: type[HansaError]) -> dict[str, type[HansaError]]:

@@ -22,6 +22,7 @@ from hansa.spec.fields import (
     Section,
     fill,
 )
+from hansa.spec.simulation import FacilitySimulation, SimulationSpec
 from hansa.spec.yaml import dump
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -233,6 +234,9 @@ class FacilitySpec(Section):
         None, description="groups of the task's data to train on; null: all it has"
     )
     work: WorkSpec = Field(description="what one assignment does")
+    simulation: FacilitySimulation | None = Field(
+        None, description="how the facility is simulated; a real run does not read it"
+    )
 
 
 class FederationSpec(Section):
@@ -275,6 +279,9 @@ class FederationSpec(Section):
     )
     facilities: dict[Name, FacilitySpec] = Field(
         min_length=1, description="the facilities, by name"
+    )
+    simulation: SimulationSpec | None = Field(
+        None, description="for `hansa simulate` and `hansa compare`; see there"
     )
 
     @model_validator(mode="before")

@@ -1,0 +1,1 @@
+"""Batch queues of simulated facilities, one file a model; `make_queue` chooses."""

@@ -1,0 +1,1 @@
+"""What stands for the training, one file a kind; `make_training` chooses."""

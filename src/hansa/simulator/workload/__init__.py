@@ -1,0 +1,1 @@
+"""Jobs of others: workload files of batch systems, read and drawn."""
