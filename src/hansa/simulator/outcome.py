@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+
+from hansa.coordinator.core import Coordinator
+from hansa.core.events import (
+    EvaluationReported,
+    Event,
+    JobStarted,
+    UpdateArrived,
+    VersionPublished,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +75,85 @@ class Outcome:
     def final_loss(self) -> float | None:
         """Loss of the last version that was measured; None if none was."""
         return self.losses[-1].loss if self.losses else None
+
+
+@dataclass(slots=True)
+class Observer:
+    """Looks on while a run is simulated, and tells what it came to.
+
+    Attributes:
+        node_hours: Returns what has been used up to now.
+    """
+
+    node_hours: Callable[[], float] = lambda: 0.0
+    _events: int = 0
+    _published: dict[int, tuple[float, float]] = field(default_factory=dict)
+    _losses: list[Measured] = field(default_factory=list)
+    _arrived: dict[str, UpdateArrived] = field(default_factory=dict)
+    _applied: set[str] = field(default_factory=set)
+    _rounds: Counter[str] = field(default_factory=Counter)
+    _staleness: Counter[int] = field(default_factory=Counter)
+    _waits: dict[str, list[float]] = field(default_factory=dict)
+    _all: Counter[str] = field(default_factory=Counter)
+
+    def __call__(self, event: Event) -> None:
+        """See an event that was handled."""
+        self._events += 1
+        match event:
+            case UpdateArrived():
+                self._arrived[event.assignment] = event
+                self._all[event.facility] += 1
+            case VersionPublished():
+                self._see_version(event)
+            case EvaluationReported():
+                at, hours = self._published[event.version]
+                self._losses.append(Measured(at, event.version, event.loss, hours))
+            case JobStarted() if event.queue_wait or event.base < 0:
+                waits = self._waits.setdefault(event.facility, [])
+                waits.append(event.queue_wait)
+            case _:
+                pass
+
+    def _see_version(self, event: VersionPublished) -> None:
+        self._published[event.version] = (event.at, self.node_hours())
+        for term in event.terms:
+            update = self._arrived.get(term.ref.removeprefix("update/"))
+            # A remembered update may enter many versions; it counts in its first.
+            if update is None or update.assignment in self._applied:
+                continue
+            self._applied.add(update.assignment)
+            self._rounds[update.facility] += 1
+            self._staleness[event.version - 1 - update.base] += 1
+
+    def outcome(
+        self, strategy: str, seed: int, core: Coordinator, target: float | None
+    ) -> Outcome:
+        """Return what the run came to.
+
+        Args:
+            strategy: Name of the strategy.
+            seed: Seed of the run.
+            core: The core in its final state.
+            target: Loss whose time is measured; None: none.
+        """
+        met = None
+        if target is not None:
+            met = next((one for one in self._losses if one.loss < target), None)
+        names = core.plan.facilities
+        return Outcome(
+            strategy=strategy,
+            seed=seed,
+            outcome=core.outcome,
+            reason=core.reason,
+            wall_clock_s=core.at,
+            node_hours=self.node_hours(),
+            versions=max(core.newest, 0),
+            losses=tuple(self._losses),
+            target_s=met and met.at_s,
+            target_node_hours=met and met.node_hours,
+            rounds={name: self._rounds[name] for name in names},
+            late={name: self._all[name] - self._rounds[name] for name in names},
+            staleness=dict(sorted(self._staleness.items())),
+            queue_wait_s={name: tuple(self._waits.get(name, ())) for name in names},
+            events=self._events,
+        )

@@ -3,9 +3,51 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
 
-from hansa.simulator.outcome import Outcome
+from hansa.coordinator.core import Coordinator
+from hansa.coordinator.folder import RunFolder
+from hansa.core.errors import RunConflict
+from hansa.core.events import Event
+from hansa.journal.line import Record, encode
+from hansa.simulator.outcome import Observer, Outcome
+from hansa.simulator.scenario import prepare
 from hansa.spec.federation import FederationSpec
+
+
+class Recorder:
+    """Writes the events of a simulation as the journal of a run has them.
+
+    Nothing is fsynced: a simulation that dies is simulated again.
+
+    Args:
+        path: The journal's file; it must not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._seq = 0
+
+    def __enter__(self) -> Self:
+        self._file = self._path.open("xb")
+        return self
+
+    def __call__(self, event: Event, core: Coordinator) -> None:
+        """Write an event that the core is about to handle."""
+        self._seq += 1
+        if self._file is not None:
+            self._file.write(encode(Record(self._seq, core.digest, event)))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 def simulate(
@@ -28,5 +70,30 @@ def simulate(
 
     Raises:
         SpecError: A job can't ever run in the queue that it is meant for.
+        SimulationError: A queue or a workload can't be as described.
+        RunConflict: The folder has a run in it.
     """
-    raise NotImplementedError
+    if seed is not None and seed != spec.seed:
+        spec = spec.model_copy(update={"seed": seed})
+    if target is None and spec.stop.target is not None:
+        target = spec.stop.target.below
+    if folder is None:
+        return _carried_out(spec, target, spec.name, None)
+    run = RunFolder(folder)
+    if run.journal.exists():
+        raise RunConflict(
+            f"There is a run in {folder} already.", hint="Choose another --id."
+        )
+    run.claim(spec)
+    with Recorder(run.journal) as record:
+        return _carried_out(spec, target, run.run, record)
+
+
+def _carried_out(
+    spec: FederationSpec, target: float | None, run: str, record: Recorder | None
+) -> Outcome:
+    observer = Observer()
+    simulation = prepare(spec, spec.seed, run=run, record=record, watchers=(observer,))
+    observer.node_hours = simulation.node_hours
+    core = simulation.run()
+    return observer.outcome(spec.strategy.name, spec.seed, core, target)

@@ -1,0 +1,96 @@
+"""What goes wrong at a simulated facility: preemptions, failing nodes, closed doors."""
+
+from __future__ import annotations
+
+from math import log
+from typing import Protocol
+
+from hansa.core.rng import uniform
+from hansa.scheduler.base import JobState
+from hansa.simulator.allocation import Allocation
+from hansa.simulator.calendar import Calendar
+from hansa.simulator.heap import Due, Heap
+from hansa.spec.simulation import FailureSpec
+
+
+class Struck(Protocol):
+    """The facility that an outage strikes."""
+
+    heap: Heap
+
+    def outage(self, until: float) -> None:
+        """Lose what runs; nothing is answered until then."""
+        ...
+
+
+class Weather:
+    """The troubles of one facility; the k-th job of it has the k-th draws.
+
+    Args:
+        spec: Rates and windows.
+        facility: Its name.
+        seed: Seed of everything that is drawn.
+    """
+
+    def __init__(self, spec: FailureSpec, facility: str, seed: int) -> None:
+        self._spec = spec
+        self._keys = ("weather", seed, facility)
+        self._closed = Calendar((*spec.maintenance, *spec.outages))
+        self._away = Calendar(spec.outages)
+        self._maintenance = Calendar(spec.maintenance)
+        self._jobs = 0
+
+    def begin(self, facility: Struck) -> None:
+        """Ask the heap for the outages, one after the other."""
+        self._await(facility)
+
+    def _await(self, facility: Struck) -> None:
+        at = self._away.begins_after(facility.heap.now)
+        if at is not None:
+            facility.heap.at(at, lambda: self._strike(facility))
+
+    def _strike(self, facility: Struck) -> None:
+        until = self._away.inside(facility.heap.now)
+        if until is not None:
+            facility.outage(until)
+        self._await(facility)
+
+    def back(self, at: float) -> float | None:
+        """Return when the facility answers again; None: it does."""
+        return self._away.inside(at)
+
+    def next_free(self, at: float, walltime: float) -> float:
+        """Return when a job that could start at `at` may: never into maintenance."""
+        free = self._maintenance.next_free(at, walltime)
+        until = self._away.inside(free)
+        return free if until is None else self.next_free(until, walltime)
+
+    def failures(self, job: Allocation) -> tuple[Due, ...]:
+        """Ask the heap for the end of a job that starts now, if it is to fail."""
+        self._jobs += 1
+        spec, found = self._spec, []
+        if spec.preemptions_per_hour:
+            after = self._drawn("preempted", spec.preemptions_per_hour)
+            if after < job.ask.walltime:
+                found.append(
+                    job.owner.heap.after(
+                        after,
+                        lambda: job.break_off(
+                            JobState.PREEMPTED, warned=spec.grace > 0
+                        ),
+                    )
+                )
+        if spec.node_failures_per_hour:
+            after = self._drawn("failed", spec.node_failures_per_hour * job.ask.nodes)
+            if after < job.ask.walltime:
+                found.append(
+                    job.owner.heap.after(
+                        after,
+                        lambda: job.break_off(JobState.NODE_FAIL, warned=False),
+                    )
+                )
+        return tuple(found)
+
+    def _drawn(self, what: str, per_hour: float) -> float:
+        """Return seconds from an exponential law."""
+        return -log(1.0 - uniform(*self._keys, what, self._jobs)) * 3600.0 / per_hour
