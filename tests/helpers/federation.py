@@ -64,6 +64,7 @@ class Scenario:
     evaluators: tuple[str, ...] = ()
     trainers: tuple[str, ...] = ()
     keep: int = 3
+    clock: Callable[[Any], Any] = virtual_time.run
 
     def __post_init__(self) -> None:
         self.store = Store(self.root / "server", "float32")
@@ -108,7 +109,7 @@ class Scenario:
         Or until an event after which the process "dies"; or until one at which an
         operator stops the run and cancels its jobs.
         """
-        return virtual_time.run(self._run(until, cancel_at))
+        return self.clock(self._run(until, cancel_at))
 
     async def _run(
         self,
@@ -118,7 +119,8 @@ class Scenario:
         core = self.fresh_core()
         records = list(read(self.journal)) if self.journal.exists() else []
         replay(records, core)
-        loop, begin = asyncio.get_running_loop(), core.at
+        loop = asyncio.get_running_loop()
+        begin = core.at - loop.time()
         self._advance_facilities(begin)
         with (
             Lease.acquire(self.root / "server" / "lease", 0.0) as lease,

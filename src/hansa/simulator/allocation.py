@@ -201,7 +201,8 @@ class Allocation:
         if not self.orders:
             self._wait(now)
             return
-        if not self.patience.fits(now):
+        own = self.orders[0].key == self.key
+        if not own and not self.patience.fits(now):
             self.end(JobState.DONE)
             return
         order = self.at_work = self.orders.pop(0)

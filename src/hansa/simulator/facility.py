@@ -10,7 +10,7 @@ happened.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hansa.coordinator.core import Coordinator
 from hansa.coordinator.trouble import Next, Trouble, When, next_step
@@ -29,7 +29,7 @@ from hansa.core.events import (
     ModelStaged,
     UpdateArrived,
 )
-from hansa.core.ids import assignment_id, is_ahead
+from hansa.core.ids import assignment_id, is_ahead, version_of
 from hansa.core.retry import RetryPolicy
 from hansa.scheduler.base import JobState
 from hansa.simulator.allocation import Allocation, Ask
@@ -117,7 +117,7 @@ class SimulatedFacility:
         self._jobs: dict[str, Allocation] = {}
         self._blocked: list[Callable[[], None]] = []
         self._submitted = self._trained = 0
-        self._settling = False
+        self._unheard: dict[str, JobEnded] = {}
         weather.begin(self)
 
     # What the runtime asks for.
@@ -159,7 +159,8 @@ class SimulatedFacility:
     def bound(self) -> set[int]:
         """Return the versions that orders train from, or may yet bind."""
         bases = {o.base for o in self._orders.values() if o.base is not None}
-        return {self._staged, *bases}
+        coming = {number for what in self._sending if (number := version_of(what))}
+        return {self._staged, *bases, *coming}
 
     def queue_ahead(self) -> None:
         """Queue the next job ahead if it is time to, and none waits already."""
@@ -177,11 +178,14 @@ class SimulatedFacility:
 
     def settle(self) -> None:
         """Let all jobs leave, as the run ends."""
-        self._settling = True
         for job in list(self._jobs.values()):
             job.leave()
             if not job.state.final:
                 job.end(JobState.CANCELLED)
+        # A real run waits for the ends of its jobs: their cost is in its books.
+        for key, ended in list(self._unheard.items()):
+            self._unheard[key] = replace(ended, at=self.heap.now)
+            self._hear(key)
 
     # Staging.
 
@@ -443,8 +447,8 @@ class SimulatedFacility:
         ran = job.run_s if job.key in self.accounts.running else 0.0
         self.accounts.running.pop(job.key, None)
         self.accounts.ended += job.ask.nodes * ran
-        notice = 0.0 if self._settling else self._simulation.notice
-        ended = JobEnded(
+        notice = self._simulation.notice
+        self._unheard[job.key] = JobEnded(
             at=self.heap.now + notice,
             facility=self.name,
             assignment=job.assignment,
@@ -456,7 +460,7 @@ class SimulatedFacility:
             run_s=ran,
             node_hours=job.ask.nodes * ran / 3600.0,
         )
-        self._soon(ended)
+        self.heap.after(notice, lambda: self._hear(job.key))
         for order in left:
             if not order.over:
                 broke = _TROUBLES.get(job.state, Trouble.BROKEN)
@@ -464,6 +468,12 @@ class SimulatedFacility:
                 self._again(order, broke if begun else Trouble.REFUSED)
         if self._blocked:
             self._reachable(self._blocked.pop(0))
+
+    def _hear(self, key: str) -> None:
+        """Tell the server, once, that a job has ended."""
+        ended = self._unheard.pop(key, None)
+        if ended is not None:
+            self.world.emit(ended)
 
     # Troubles.
 

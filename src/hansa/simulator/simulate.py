@@ -15,6 +15,9 @@ from hansa.simulator.outcome import Observer, Outcome
 from hansa.simulator.scenario import prepare
 from hansa.spec.federation import FederationSpec
 
+MOST_VERSIONS, LONGEST_RUN_S = 20_000, 365 * 86_400.0
+"""Where a simulation ends that has no such bound itself: its target may be too far."""
+
 
 class Recorder:
     """Writes the events of a simulation as the journal of a run has them.
@@ -77,6 +80,7 @@ def simulate(
         spec = spec.model_copy(update={"seed": seed})
     if target is None and spec.stop.target is not None:
         target = spec.stop.target.below
+    spec = _bounded(spec)
     if folder is None:
         return _carried_out(spec, target, spec.name, None)
     run = RunFolder(folder)
@@ -87,6 +91,16 @@ def simulate(
     run.claim(spec)
     with Recorder(run.journal) as record:
         return _carried_out(spec, target, run.run, record)
+
+
+def _bounded(spec: FederationSpec) -> FederationSpec:
+    """Return the federation with an end that comes whatever it learns."""
+    stop = spec.stop
+    bounds = {
+        "rounds": MOST_VERSIONS if stop.rounds is None else stop.rounds,
+        "wall_clock": LONGEST_RUN_S if stop.wall_clock is None else stop.wall_clock,
+    }
+    return spec.model_copy(update={"stop": stop.model_copy(update=bounds)})
 
 
 def _carried_out(

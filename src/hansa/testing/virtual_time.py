@@ -1,8 +1,9 @@
-"""An asyncio event loop on which waiting takes no time.
+"""Asyncio event loops on which waiting takes no time, or less.
 
-`loop.time()` jumps to the next timer whenever nothing else can happen. Work that was
-handed to a thread is waited for in real time first, so results don't depend on how
-fast the machine is.
+On `VirtualTimeLoop`, `loop.time()` jumps to the next timer whenever nothing else can
+happen. Work that was handed to a thread is waited for in real time first, so results
+don't depend on how fast the machine is. On `ScaledTimeLoop` time passes by itself, only
+faster.
 """
 
 from __future__ import annotations
@@ -70,6 +71,41 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def _thread_done(self, future: object) -> None:
         self._virtual.threads_busy -= 1
+
+
+class _Hasty(selectors.DefaultSelector):
+    """Waits `haste` times shorter than it is asked to."""
+
+    def __init__(self, haste: float) -> None:
+        super().__init__()
+        self._haste = haste
+
+    def select(
+        self, timeout: float | None = None
+    ) -> list[tuple[selectors.SelectorKey, int]]:
+        return super().select(None if timeout is None else timeout / self._haste)
+
+
+class ScaledTimeLoop(asyncio.SelectorEventLoop):
+    """A selector loop whose seconds are short, but pass by themselves.
+
+    Args:
+        haste: How many of them are one real second.
+    """
+
+    def __init__(self, haste: float) -> None:
+        self._haste = haste
+        super().__init__(_Hasty(haste))
+
+    def time(self) -> float:
+        """Return seconds by this loop's hasty clock."""
+        return super().time() * self._haste
+
+
+def run_scaled(main: Coroutine[Any, Any, T], haste: float) -> T:
+    """Run a coroutine to its end in scaled time and return its result."""
+    with asyncio.Runner(loop_factory=lambda: ScaledTimeLoop(haste)) as runner:
+        return runner.run(main)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
