@@ -12,13 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from hansa.coordinator.core import Coordinator
 from hansa.coordinator.trouble import Next, Trouble, When, next_step
 from hansa.core.commands import WorkOrder
 from hansa.core.errors import HansaError
 from hansa.core.events import (
     AssignmentFailed,
-    EvaluationReported,
     Event,
     FacilityLost,
     FacilityReady,
@@ -26,21 +24,19 @@ from hansa.core.events import (
     JobQueued,
     JobStarted,
     JobWaiting,
-    ModelStaged,
     UpdateArrived,
 )
-from hansa.core.ids import assignment_id, is_ahead, version_of
+from hansa.core.ids import assignment_id, is_ahead
 from hansa.core.retry import RetryPolicy
 from hansa.scheduler.base import JobState
 from hansa.simulator.allocation import Allocation, Ask
-from hansa.simulator.heap import Heap
 from hansa.simulator.machine import Machine
-from hansa.simulator.memory import MemoryStore
-from hansa.simulator.network import Network
 from hansa.simulator.order import Order
 from hansa.simulator.queues.base import Queue
-from hansa.simulator.training.base import LocalWork, Training
+from hansa.simulator.staging import Staging
+from hansa.simulator.training.base import LocalWork
 from hansa.simulator.weather import Weather
+from hansa.simulator.world import World, evaluation
 from hansa.spec.federation import FacilitySpec
 from hansa.spec.simulation import FacilitySimulation
 
@@ -51,22 +47,6 @@ _TROUBLES = {
     JobState.CANCELLED: Trouble.DELETED,
 }
 _RETRY = RetryPolicy()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class World:
-    """What all facilities of a simulation share."""
-
-    heap: Heap
-    core: Coordinator
-    store: MemoryStore
-    training: Training
-    network: Network
-    emit: Callable[[Event], None]
-    late_binding: bool = True
-    hold: float = 0.0
-    retries: int = 3
-    patience: float = 3600.0
 
 
 @dataclass(slots=True)
@@ -111,8 +91,7 @@ class SimulatedFacility:
         self._plan, self._simulation = plan, simulation
         self._queue, self._weather = queue, weather
         self._when = When(**plan.when.model_dump())
-        self._staged, self._weights = -1, None
-        self._sending: dict[str, list[Callable[[], None]]] = {}
+        self._staging = Staging(name, world)
         self._orders: dict[str, Order] = {}
         self._jobs: dict[str, Allocation] = {}
         self._blocked: list[Callable[[], None]] = []
@@ -154,13 +133,12 @@ class SimulatedFacility:
         if self.world.late_binding and any(
             order.base is None and order.trains for order in self._orders.values()
         ):
-            self._stage(self.world.core.newest, lambda: None)
+            self._staging.version(self.world.core.newest, lambda: None)
 
     def bound(self) -> set[int]:
         """Return the versions that orders train from, or may yet bind."""
         bases = {o.base for o in self._orders.values() if o.base is not None}
-        coming = {number for what in self._sending if (number := version_of(what))}
-        return {self._staged, *bases, *coming}
+        return bases | self._staging.bindable()
 
     def queue_ahead(self) -> None:
         """Queue the next job ahead if it is time to, and none waits already."""
@@ -193,50 +171,14 @@ class SimulatedFacility:
         version = self.world.core.newest
         if order.what.version is not None:
             version = order.what.version
-        self._stage(version, lambda: self._stage_control(order))
-
-    def _stage(self, version: int, then: Callable[[], None]) -> None:
-        if version <= self._staged:
-            then()
-            return
-        self._send(f"version/{version}", version, "", then)
+        self._staging.version(version, lambda: self._stage_control(order))
 
     def _stage_control(self, order: Order) -> None:
         control = order.what.control
-        if not control:
+        if control:
+            self._staging.state(control, lambda: self._submit(order))
+        else:
             self._submit(order)
-            return
-        _, name, version = control.split("/")
-        self._send(control, int(version), name, lambda: self._submit(order))
-
-    def _send(
-        self, what: str, version: int, state: str, then: Callable[[], None]
-    ) -> None:
-        """Move a version or a state here, once, whoever waits for it."""
-        if what in self._sending:
-            self._sending[what].append(then)
-            return
-        self._sending[what] = [then]
-        weights = None if state else self.world.store.version(version)
-        size = self.world.training.version_bytes
-
-        def arrived(seconds: float) -> None:
-            if not state and version > self._staged:
-                self._staged, self._weights = version, weights
-            self.world.emit(
-                ModelStaged(
-                    at=self.heap.now,
-                    facility=self.name,
-                    version=version,
-                    bytes=size,
-                    seconds=seconds,
-                    state=state,
-                )
-            )
-            for call in self._sending.pop(what):
-                call()
-
-        self.world.network.send(self.name, size, arrived)
 
     # Submitting.
 
@@ -247,7 +189,7 @@ class SimulatedFacility:
             (job for job in self._jobs.values() if job.takes(order, self._nodes)), None
         )
         if not self.world.late_binding and order.trains and order.base is None:
-            order.base, order.weights = self._staged, self._weights
+            order.base, order.weights = self._staging.newest, self._staging.weights
         if host is not None:
             self._emit_queued(order.what.assignment, order, host)
             host.give(order)
@@ -349,7 +291,7 @@ class SimulatedFacility:
         if order.base is None and order.what.version is not None:
             order.base = order.what.version
         elif order.base is None:
-            order.base, order.weights = self._staged, self._weights
+            order.base, order.weights = self._staging.newest, self._staging.weights
         if order.trains and not order.serial:
             self._trained += 1
             order.serial = self._trained
@@ -552,19 +494,3 @@ class SimulatedFacility:
             self.heap.at(event.at, lambda: self.world.emit(event))
         else:
             self.world.emit(event)
-
-
-def evaluation(
-    world: World, facility: str, order: WorkOrder, version: int
-) -> EvaluationReported:
-    """Return a version's measured loss; not a number where nothing is trained."""
-    losses = dict(world.training.losses(world.store.version(version)))
-    mean = sum(losses.values()) / len(losses) if losses else float("nan")
-    return EvaluationReported(
-        at=world.heap.now,
-        facility=facility,
-        assignment=order.assignment,
-        version=version,
-        loss=mean,
-        losses=losses,
-    )

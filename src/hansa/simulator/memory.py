@@ -74,6 +74,10 @@ class MemoryStore:
             return np.zeros_like(self._values[version_ref(0)])
         return self._value(ref)
 
+    def references(self) -> tuple[str, ...]:
+        """Return all that is there, as references of versions, updates and states."""
+        return tuple(self._values)
+
     def put_update(self, assignment: str, delta: Vector | None) -> None:
         """Take in the update that an assignment delivered."""
         if delta is not None:

@@ -31,8 +31,9 @@ from hansa.core.events import (
     TimerFired,
     VersionPublished,
 )
-from hansa.simulator.facility import SimulatedFacility, World, evaluation
+from hansa.simulator.facility import SimulatedFacility
 from hansa.simulator.heap import Due
+from hansa.simulator.world import World, evaluation
 
 COLLECT_EVERY = 8
 """Versions between two collections of what nobody may name any more."""

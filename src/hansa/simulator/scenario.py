@@ -10,7 +10,7 @@ from hansa.coordinator.setup import make_coordinator
 from hansa.core.errors import SpecError
 from hansa.core.events import Event, RunStarted, VersionPublished
 from hansa.core.units import format_duration
-from hansa.simulator.facility import SimulatedFacility, World
+from hansa.simulator.facility import SimulatedFacility
 from hansa.simulator.heap import Heap
 from hansa.simulator.machine import Machine
 from hansa.simulator.memory import MemoryStore
@@ -19,7 +19,9 @@ from hansa.simulator.queues import make_queue
 from hansa.simulator.runtime import VirtualRuntime
 from hansa.simulator.training import make_training
 from hansa.simulator.weather import Weather
+from hansa.simulator.world import World
 from hansa.spec.federation import FacilitySpec, FederationSpec, plan_hash
+from hansa.spec.presets import simulation_of
 from hansa.spec.simulation import FacilitySimulation, SimulationSpec
 
 
@@ -122,8 +124,8 @@ def prepare(
 
 
 def simulated(facility: FacilitySpec) -> FacilitySimulation:
-    """Return how a facility is simulated; the defaults if it does not say."""
-    return facility.simulation or FacilitySimulation.model_validate({})
+    """Return how a facility is simulated; its profile's preset if it does not say."""
+    return simulation_of(facility.simulation, facility.profile)
 
 
 def _check_job(name: str, facility: FacilitySpec, part: FacilitySimulation) -> None:

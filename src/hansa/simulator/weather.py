@@ -5,12 +5,17 @@ from __future__ import annotations
 from math import log
 from typing import Protocol
 
+from hansa.core.errors import SimulationError
 from hansa.core.rng import uniform
+from hansa.core.units import format_duration
 from hansa.scheduler.base import JobState
 from hansa.simulator.allocation import Allocation
 from hansa.simulator.calendar import Calendar
 from hansa.simulator.heap import Due, Heap
 from hansa.spec.simulation import FailureSpec
+
+_TOO_LATE_S = 10 * 365 * 86_400.0
+"""Ten years; a job that can't start before then never will."""
 
 
 class Struck(Protocol):
@@ -34,26 +39,26 @@ class Weather:
 
     def __init__(self, spec: FailureSpec, facility: str, seed: int) -> None:
         self._spec = spec
-        self._keys = ("weather", seed, facility)
-        self._closed = Calendar((*spec.maintenance, *spec.outages))
+        self._name, self._keys = facility, ("weather", seed, facility)
         self._away = Calendar(spec.outages)
         self._maintenance = Calendar(spec.maintenance)
         self._jobs = 0
 
     def begin(self, facility: Struck) -> None:
         """Ask the heap for the outages, one after the other."""
-        self._await(facility)
+        self._await(facility, facility.heap.now - 1.0)  # one may begin just now
 
-    def _await(self, facility: Struck) -> None:
-        at = self._away.begins_after(facility.heap.now)
+    def _await(self, facility: Struck, after: float) -> None:
+        at = self._away.begins_after(after)
         if at is not None:
             facility.heap.at(at, lambda: self._strike(facility))
 
     def _strike(self, facility: Struck) -> None:
-        until = self._away.inside(facility.heap.now)
+        now = facility.heap.now
+        until = self._away.inside(now)
         if until is not None:
             facility.outage(until)
-        self._await(facility)
+        self._await(facility, now)
 
     def back(self, at: float) -> float | None:
         """Return when the facility answers again; None: it does."""
@@ -62,8 +67,15 @@ class Weather:
     def next_free(self, at: float, walltime: float) -> float:
         """Return when a job that could start at `at` may: never into maintenance."""
         free = self._maintenance.next_free(at, walltime)
-        until = self._away.inside(free)
-        return free if until is None else self.next_free(until, walltime)
+        while (until := self._away.inside(free)) is not None:
+            free = self._maintenance.next_free(until, walltime)
+            if free - at > _TOO_LATE_S:
+                raise SimulationError(
+                    f"No job of {format_duration(walltime)} can start at {self._name}: "
+                    "maintenance and outages leave no room for it.",
+                    hint="Ask for less time, or see `failures` of this facility.",
+                )
+        return free
 
     def failures(self, job: Allocation) -> tuple[Due, ...]:
         """Ask the heap for the end of a job that starts now, if it is to fail."""
