@@ -60,10 +60,10 @@ def optimised(
     if isinstance(optimizer, Plain):
         return reduced(fixed, updates, reducer, base)
     weights, step = WeightedSum(fixed, base), delta(updates, reducer, base)
-    return _Optimised(weights, step, _rule(optimizer), moments, base)
+    return _Optimised(weights, step, rule(optimizer), moments, base)
 
 
-class _Rule(Protocol):
+class Rule(Protocol):
     """The arithmetic of one optimizer, in place.
 
     Attributes:
@@ -149,7 +149,8 @@ class _Adaptive:
                 second -= spare
 
 
-def _rule(optimizer: Momentum | Adagrad | Adam | Yogi) -> _Rule:
+def rule(optimizer: Momentum | Adagrad | Adam | Yogi) -> Rule:
+    """Return the arithmetic of an optimizer; all dtypes of floats will do."""
     if isinstance(optimizer, Momentum):
         return _Momentum(optimizer)
     return _Adaptive(optimizer)
@@ -162,7 +163,7 @@ class _Optimised:
         self,
         weights: Values,
         step: Values,
-        rule: _Rule,
+        rule: Rule,
         moments: Mapping[str, Path],
         base: Path,
     ) -> None:
@@ -185,7 +186,7 @@ class _OptimisedMaker:
         self,
         weights: BlockMaker,
         delta: BlockMaker,
-        rule: _Rule,
+        rule: Rule,
         folders: Mapping[str, TensorFolder],
         names: frozenset[str],
     ) -> None:
