@@ -8,7 +8,17 @@ import sys
 import typer
 
 import hansa
-from hansa.cli import bench, check, inspect, plan, run, site, start
+from hansa.cli import (
+    bench,
+    check,
+    compare,
+    inspect,
+    plan,
+    run,
+    simulate,
+    site,
+    start,
+)
 from hansa.cli.output import show_error
 from hansa.core.errors import HansaError
 
@@ -20,7 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train one model across many supercomputers; every facility stays sovereign.",
 )
-for group in (start, check, plan, run, inspect, bench, site):
+for group in (start, check, plan, run, inspect, simulate, compare, bench, site):
     group.register(app)
 
 

@@ -101,7 +101,8 @@ def replay(run: str = RUN, runs: Path = FOLDER, json_: bool = JSON) -> None:
     core = make_coordinator(spec)
     count = rebuild(folder.records(), core)
     state = core.snapshot()
-    checked = core.newest >= 0
+    kept = (folder.path / "versions").is_dir()  # a simulation keeps no models
+    checked = core.newest >= 0 and kept
     if checked:
         manifest = Store(folder.path, spec.model.dtype).verify_version(core.newest)
         if manifest.sha256 != state["model_sha256"]:
@@ -117,6 +118,8 @@ def replay(run: str = RUN, runs: Path = FOLDER, json_: bool = JSON) -> None:
     print(f"State digest {core.digest or 'none'}, outcome {core.outcome or 'open'}.")
     if checked:
         print(f"Version {core.newest} on disk is the one published, byte for byte.")
+    elif not kept:
+        print("There is no model to compare: a simulated run keeps none.")
 
 
 def summary_of(folder: RunFolder) -> RunSummary:

@@ -58,7 +58,7 @@ def run(
         spec = folder.spec()
     else:
         spec = load_federation(file or Path(), overrides or ())
-        folder = RunFolder.of(id_ or _free_id(spec.name, runs), runs)
+        folder = RunFolder.of(id_ or free_id(spec.name, runs), runs)
     if dry_run:
         raise typer.Exit(show_dry_run(spec, folder.run, as_json=json_))
     code = execute(spec, folder, cancel=cancel, keep_going=keep_going, quiet=json_)
@@ -162,7 +162,8 @@ def _resume_name(folder: RunFolder) -> str:
     return folder.run if folder.path.parent == RUNS.resolve() else str(folder.path)
 
 
-def _free_id(name: str, runs: Path) -> str:
+def free_id(name: str, runs: Path) -> str:
+    """Return the first id ``NAME-1``, ``NAME-2``, ... that no run has."""
     number = 1
     while (runs / f"{name}-{number}").exists():
         number += 1

@@ -37,7 +37,7 @@ def page(summary: RunSummary, pictures: Iterable[Picture], lock_text: str) -> st
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    template = environment.from_string(_resource("template.html.j2"))
+    template = environment.from_string(resource("template.html.j2"))
     tables = [
         versions_table(summary),
         facilities_table(summary),
@@ -46,12 +46,12 @@ def page(summary: RunSummary, pictures: Iterable[Picture], lock_text: str) -> st
     ]
     commands = _commands(summary.run)
     return template.render(
-        css=_resource("style.css"),
+        css=resource("style.css"),
         summary=summary,
         kicker=_kicker(summary),
         headline=headline(summary),
         cards=cards(summary),
-        pictures=[_shown(picture) for picture in pictures],
+        pictures=[shown(picture) for picture in pictures],
         tables=[table for table in tables if table.rows],
         jobs=jobs_table(summary),
         lock_text=lock_text,
@@ -61,11 +61,13 @@ def page(summary: RunSummary, pictures: Iterable[Picture], lock_text: str) -> st
     )
 
 
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
+    """Return the text of a file of this package."""
     return files("hansa.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _shown(picture: Picture) -> dict[str, str]:
+def shown(picture: Picture) -> dict[str, str]:
+    """Return a picture as a template has it."""
     # As an image the SVG can't run anything, nor clash with the ids of another one.
     data = base64.b64encode(picture.svg).decode("ascii")
     return {

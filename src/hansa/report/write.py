@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from hansa.core.errors import PluginError
@@ -37,6 +38,18 @@ def write_report(
     """
     files = {"report.json": report_json(summary).encode()}
     files |= _drawn(summary, events, lock_text)
+    return write_files(files, directory)
+
+
+def write_files(files: Mapping[str, bytes], directory: Path) -> list[Path]:
+    """Write files by name into a folder, which is made if it is missing.
+
+    Returns:
+        Their paths, ``index.html`` first.
+
+    Raises:
+        OSError: The folder can't be written.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         _replace(directory / name, data)
@@ -54,23 +67,36 @@ def _drawn(
     summary: RunSummary, events: Iterable[Event], lock_text: str
 ) -> dict[str, bytes]:
     """Return page and pictures; only here is the extra `report` needed."""
-    try:
+    with extra_needed("hansa report --json"):
         from hansa.report.html import page  # noqa: PLC0415
         from hansa.report.plots import pictures  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in EXTRA:
-            raise
-        raise PluginError(
-            f"The pictures and the page need {error.name}, which is not installed.",
-            hint="Run `pip install 'hansa[report]'`; `hansa report --json` works "
-            "without it.",
-        ) from error
     drawn = pictures(summary, timeline(events))
     text = page(summary, drawn, lock_text)
     return {
         "index.html": text.encode(),
         **{f"{picture.name}.png": picture.png for picture in drawn},
     }
+
+
+@contextmanager
+def extra_needed(instead: str) -> Iterator[None]:
+    """Explain a missing extra `report` where it is imported.
+
+    Args:
+        instead: The command that works without it.
+
+    Raises:
+        PluginError: The extra is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in EXTRA:
+            raise
+        raise PluginError(
+            f"The pictures and the page need {error.name}, which is not installed.",
+            hint=f"Run `pip install 'hansa[report]'`; `{instead}` works without it.",
+        ) from error
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -69,7 +69,7 @@ def timeline_figure(rows: Timeline) -> Figure | None:
     for place, intervals in enumerate(rows.facilities.values()):
         axes.barh(place, rows.end / unit.seconds, height=HEIGHT, color=COLOURS[IDLE])
         seen |= {one.kind for one in intervals}
-        _draw_row(axes, place, intervals, unit.seconds, crowded=crowded)
+        draw_row(axes, place, intervals, unit.seconds, crowded=crowded)
     _draw_marks(axes, rows, unit.seconds)
     names = [shorten(name) for name in rows.facilities]
     axes.set_yticks(range(len(names)), names)
@@ -78,7 +78,7 @@ def timeline_figure(rows: Timeline) -> Figure | None:
     axes.set_xlabel(f"{unit.name} since the start")
     plain_axis(axes)
     handles: list[Line2D | Patch] = [
-        _kind_patch(kind) for kind in COLOURS if kind in seen
+        kind_patch(kind) for kind in COLOURS if kind in seen
     ]
     if rows.versions:
         handles.append(Line2D([], [], color=INK, linewidth=0.8, label="new version"))
@@ -90,7 +90,8 @@ def timeline_figure(rows: Timeline) -> Figure | None:
     return figure
 
 
-def _kind_patch(kind: str) -> Patch:
+def kind_patch(kind: str) -> Patch:
+    """Return what stands for a kind of interval in a legend."""
     lost = kind == LOST
     return Patch(
         facecolor=COLOURS[kind],
@@ -101,7 +102,7 @@ def _kind_patch(kind: str) -> Patch:
     )
 
 
-def _draw_row(
+def draw_row(
     axes: Axes,
     place: int,
     intervals: Iterable[Interval],

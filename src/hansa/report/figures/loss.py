@@ -45,7 +45,7 @@ def loss_figure(summary: RunSummary) -> Figure | None:
         axes.margins(x=0.05, y=0.1)
         axes.grid(visible=True, axis="y")
     panels[0].set_ylabel("test loss")
-    _loss_scale(panels[0], _losses(world, local))
+    loss_scale(panels[0], _losses(world, local))
     handles = _local_handles(summary, local)
     if world:
         handles.insert(
@@ -158,7 +158,7 @@ def _draw_global(axes: Axes, summary: RunSummary, *, by_time: bool) -> None:
         )  # fmt: skip
 
 
-def _loss_scale(axes: Axes, values: Sequence[float]) -> None:
+def loss_scale(axes: Axes, values: Sequence[float]) -> None:
     """Use a logarithmic axis when the losses span more than a factor of ten."""
     if min(values) <= 0 or max(values) < 10 * min(values):
         return

@@ -1,0 +1,1 @@
+"""Pictures of a comparison, one module a figure; `plates` draws them all."""

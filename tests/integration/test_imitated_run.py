@@ -1,0 +1,76 @@
+"""A real run on this machine, fitted and simulated again: the times are the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from runs import Bench
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+
+FEDERATION = """\
+name: digits
+seed: 7
+model: {trainer: softmax, source: zeros, dtype: float32}
+task: digits
+strategy: {name: fedavg}
+stop: {rounds: 3}
+defaults:
+  mover: posix
+  job: {time: "0:10:00"}
+  work: {steps: 4000, batch: 32, lr: 0.05}
+facilities:
+  amsterdam:
+    gateway: {type: local, site: amsterdam.yaml}
+    data: part-0
+    linger: 1m
+  bergen:
+    gateway: {type: local, site: bergen.yaml}
+    data: part-1
+"""
+SITE = """\
+name: {name}
+scheduler: {{type: local, slots: 2, wait: {{mean: {wait}, sigma: 0.3}}}}
+mailbox: mailboxes/{name}
+cache: cache
+poll: {{first: 0.05s, longest: 0.2s}}
+limits: {{linger: 2m}}
+tasks: {{digits: {{}}}}
+"""
+
+TOLERANCE = 0.1
+"""What `hansa simulate --check` states."""
+
+
+def rows(check: Any) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(row["where"], row["what"]): row for row in check["rows"]}
+
+
+def test_a_run_with_queues_and_lingering_is_reproduced(bench: Bench) -> None:
+    (bench.root / "federation.yaml").write_text(FEDERATION)
+    for name, wait in (("amsterdam", "2s"), ("bergen", "1s")):
+        (bench.root / f"{name}.yaml").write_text(SITE.format(name=name, wait=wait))
+    bench.without_pictures()
+    bench.hansa("run", "federation.yaml", "--id", "r")
+
+    check = bench.data("simulate", "--from", "r", "--check")
+    assert check["tolerance"] == TOLERANCE
+    assert check["passed"]
+    found = rows(check)
+    assert abs(found["run", "wall clock"]["error"]) <= TOLERANCE
+    assert abs(found["run", "version 3"]["error"]) <= TOLERANCE
+    # amsterdam's one job waits once; bergen's three do, each by the measured wait.
+    for name in ("amsterdam", "bergen"):
+        assert abs(found[name, "queue wait"]["error"]) < 0.01
+        assert abs(found[name, "training"]["error"]) < 0.01
+        assert abs(found[name, "node-hours"]["error"]) <= 2 * TOLERANCE
+
+    # Had bergen lingered, too, it would have waited in its queue only once.
+    told = bench.data(
+        "simulate", "--from", "r", "--no-folder", "facilities.bergen.linger=1m"
+    )
+    assert told["wall_clock_s"] < found["run", "wall clock"]["simulated"]
+    bench.hansa("simulate", "--from", "r", "--write", "study.yaml", "stop.rounds=2")
+    again = bench.data("simulate", "study.yaml", "--no-folder")
+    assert again["versions"] == 2
