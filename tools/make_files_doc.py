@@ -75,9 +75,13 @@ facilities:
     work: {batch: 8}           # steps and lr come from the defaults
 ```
 
-What a facility does not say comes from `defaults`, then from its profile (only `job`),
-then from the defaults below. Mappings are merged key by key; lists and values replace.
-A gateway or mover of another type replaces the whole section.
+What a facility does not say comes from `defaults`, then from its profile (only `job`)
+and its preset (only `simulation`), then from the defaults below. Mappings are merged
+key by key; lists and values replace. A gateway, mover or simulated queue of another
+type replaces the whole section.
+
+`simulation`, of the federation and of each facility, is for `hansa simulate` and
+`hansa compare` ([simulator](simulator.md)); a real run does not read it.
 
 Any key can be changed from the command line, in the order written:
 

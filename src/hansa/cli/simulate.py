@@ -112,10 +112,12 @@ def _chosen(
 
 def _tell_of_guesses(spec: FederationSpec) -> None:
     """Say whose queue nobody has described, and what is taken instead."""
+    from hansa.spec.presets import simulation_of
+
     guessed = [
         name
         for name, one in spec.facilities.items()
-        if one.simulation is None or "queue" not in one.simulation.model_fields_set
+        if "queue" not in simulation_of(one.simulation, one.profile).model_fields_set
     ]
     if guessed:
         say(

@@ -80,6 +80,9 @@ class StopSpec(Section):
     """When the run ends: at the first of these; at least one must be set."""
 
     rounds: Count | None = Field(None, description="number of global versions")
+    updates: Count | None = Field(
+        None, description="number of updates that have come, of all facilities together"
+    )
     wall_clock: Duration | None = Field(
         None, description="time since the run began, on the server's clock"
     )
@@ -96,7 +99,8 @@ class StopSpec(Section):
         if self.model_dump(exclude_none=True):
             return self
         raise ValueError(
-            "the run would never end; set rounds, wall_clock, node_hours or target"
+            "the run would never end; set rounds, updates, wall_clock, node_hours "
+            "or target"
         )
 
 
@@ -306,9 +310,14 @@ def plan_hash(spec: FederationSpec) -> str:
     """Return the sha256 (hex) of the plan's canonical JSON.
 
     The order of keys does not matter; the order of `evaluation.on` does, which by
-    default is the order of the facilities.
+    default is the order of the facilities. Keys that a plan does not use and that older
+    versions of Hansa did not know are left out, so that its hash stays.
     """
-    canonical = json.dumps(
-        spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":")
-    )
+    plan = spec.model_dump(mode="json")
+    for part in (plan, *plan["facilities"].values()):
+        if part["simulation"] is None:
+            del part["simulation"]
+    if plan["stop"]["updates"] is None:
+        del plan["stop"]["updates"]
+    canonical = json.dumps(plan, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -17,6 +17,7 @@ from hansa.spec.merge import expand_all, with_defaults
 from hansa.spec.overrides import apply
 from hansa.spec.plugged import PluginPart, absolute, checked
 from hansa.spec.problems import Document, KeyPath, Problem, fail, problems_of
+from hansa.spec.simulation import SimulationSpec, SurrogateTraining
 
 
 def load_federation(path: str | Path, overrides: Iterable[str] = ()) -> FederationSpec:
@@ -30,7 +31,7 @@ def load_federation(path: str | Path, overrides: Iterable[str] = ()) -> Federati
         SpecError: All that is wrong, a line each.
     """
     doc = yaml.read(Path(path), "federation")
-    return _federation(doc, overrides, Path(path).absolute().parent)
+    return federation_from_document(doc, overrides, Path(path).absolute().parent)
 
 
 def federation_from_text(
@@ -46,12 +47,22 @@ def federation_from_text(
     Raises:
         SpecError: All that is wrong, a line each.
     """
-    return _federation(yaml.parse(text, name, "federation"), (), base)
+    return federation_from_document(yaml.parse(text, name, "federation"), (), base)
 
 
-def _federation(
+def federation_from_document(
     doc: Document, overrides: Iterable[str], base: Path | None
 ) -> FederationSpec:
+    """Complete and check a federation that was read before.
+
+    Args:
+        doc: The file's data, as written; it stays as it is.
+        overrides: As for `load_federation`.
+        base: Folder for relative paths; None leaves them as they are.
+
+    Raises:
+        SpecError: All that is wrong, a line each.
+    """
     doc = apply(replace(doc, data=expand_all(doc.data)), overrides)
     doc, problems = with_defaults(replace(doc, data=expand_all(doc.data)))
     for part in _plugin_parts(doc.data):
@@ -59,7 +70,7 @@ def _federation(
         data, found = checked(doc, part, {} if raw is None else raw, base)
         doc = replace(doc, data=put(doc.data, part.at, data))
         problems += found
-    doc = replace(doc, data=_with_site_paths(doc.data, base))
+    doc = replace(doc, data=_with_local_paths(doc.data, base))
     try:
         spec = FederationSpec.model_validate(doc.data)
     except ValidationError as error:
@@ -71,14 +82,25 @@ def _federation(
     return spec
 
 
-def _with_site_paths(data: dict[str, Any], base: Path | None) -> dict[str, Any]:
-    """Make the facilities' `site` absolute; None as `base` leaves it as it is."""
+_LOCAL_PATHS: tuple[KeyPath, ...] = (
+    ("site",),
+    ("simulation", "queue", "workload"),
+    ("simulation", "queue", "file"),
+)
+"""Keys of a facility that are paths of this machine."""
+
+
+def _with_local_paths(data: dict[str, Any], base: Path | None) -> dict[str, Any]:
+    """Make the facilities' paths absolute; None as `base` leaves them as they are."""
     facilities = data.get("facilities")
-    for name in facilities if isinstance(facilities, Mapping) and base else ():
-        path: KeyPath = ("facilities", str(name), "site")
-        text = at(data, path)
-        if isinstance(text, str) and text and base is not None:
-            data = put(data, path, str(absolute(text, base)))
+    if base is None or not isinstance(facilities, Mapping):
+        return data
+    for name in facilities:
+        for keys in _LOCAL_PATHS:
+            path: KeyPath = ("facilities", str(name), *keys)
+            text = at(data, path)
+            if isinstance(text, str) and text:
+                data = put(data, path, str(absolute(text, base)))
     return data
 
 
@@ -134,13 +156,59 @@ def put(data: Mapping[str, Any], path: KeyPath, value: Any) -> dict[str, Any]:
 
 
 def _cross_checks(doc: Document, spec: FederationSpec) -> list[Problem]:
-    known, problems = list(spec.facilities), []
-    for name in spec.evaluation.on:
+    on: KeyPath = ("evaluation", "on")
+    problems = _unknown(doc, on, "facility", spec.evaluation.on, spec.facilities)
+    for name, facility in spec.facilities.items():
+        kinds = facility.gateway.type, facility.mover.type
+        if kinds.count("simulated") == 1:
+            text = (
+                f"of facilities.{name} either gateway and mover are simulated, or none"
+            )
+            problems.append(doc.problem(("facilities", name, "mover"), text))
+    problems += _class_checks(doc, spec)
+    return problems + (_compare_checks(doc, spec.simulation) if spec.simulation else [])
+
+
+def _class_checks(doc: Document, spec: FederationSpec) -> list[Problem]:
+    """Look for classes of data that a simulation does not have."""
+    how = spec.simulation or SimulationSpec.model_validate({})
+    problems: list[Problem] = []
+    if not isinstance(how.training, SurrogateTraining):
+        return problems
+    most = how.training.classes - 1
+    for name, facility in spec.facilities.items():
+        told = facility.simulation.classes if facility.simulation else None
+        for one in told or ():
+            if one > most:
+                path: KeyPath = ("facilities", name, "simulation", "classes")
+                text = f"{doc.called(path)} has {one}; the classes are 0 to {most}"
+                problems.append(doc.problem(path, text))
+    return problems
+
+
+def _compare_checks(doc: Document, simulation: SimulationSpec) -> list[Problem]:
+    """Look for names that `hansa compare` would not find."""
+    compare, here = simulation.compare, ("simulation", "compare")
+    known = plugins.names(plugins.STRATEGIES)
+    scenarios = ("base", *simulation.scenarios)
+    return [
+        *_unknown(doc, (*here, "strategies"), "strategy", compare.strategies, known),
+        *_unknown(doc, (*here, "own_grid"), "strategy", compare.own_grid, known),
+        *_unknown(doc, (*here, "scenarios"), "scenario", compare.scenarios, scenarios),
+    ]
+
+
+def _unknown(
+    doc: Document, path: KeyPath, what: str, names: Iterable[str], known: Iterable[str]
+) -> list[Problem]:
+    """Return the problems of names at `path` that are not among the known ones."""
+    known, problems = list(known), []
+    for name in names:
         if name not in known:
             guess = nearest(name, known)
             advice = f"did you mean {guess!r}?" if guess else f"there are {known}"
-            text = f"evaluation.on names no facility: {name!r}; {advice}"
-            problems.append(doc.problem(("evaluation", "on"), text))
+            text = f"{doc.called(path)} names no {what}: {name!r}; {advice}"
+            problems.append(doc.problem(path, text))
     return problems
 
 

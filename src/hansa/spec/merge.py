@@ -1,4 +1,4 @@
-"""Laying one section over another: profile, then `defaults`, then the facility."""
+"""What lies beneath what: profile and preset, then `defaults`, then the facility."""
 
 from __future__ import annotations
 
@@ -7,25 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from hansa.core.errors import SpecError
+from hansa.spec.layers import lay_over
+from hansa.spec.presets import load_preset, preset_of
 from hansa.spec.problems import Document, KeyPath, Place, Problem
 from hansa.spec.profiles import load_profile
 
 SHORT_FORMS = {"strategy": "name", "task": "name", "gateway": "type", "mover": "type"}
-
-
-def lay_over(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `high` completed by `low`, mapping by mapping.
-
-    Lists and scalars of `high` replace those of `low`, and so does a mapping whose
-    `type` is another one: options of one gateway mean nothing to another.
-    """
-    merged = {**low, **high}
-    for key, value in high.items():
-        under = low.get(key)
-        if isinstance(value, Mapping) and isinstance(under, Mapping):
-            other = value.get("type", under.get("type")) != under.get("type")
-            merged[key] = dict(value) if other else lay_over(under, value)
-    return merged
 
 
 def expand(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,11 +39,11 @@ def expand_all(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_defaults(doc: Document) -> tuple[Document, list[Problem]]:
-    """Merge `defaults` and the profiles' job defaults under each facility.
+    """Merge `defaults`, profiles' job defaults and presets under each facility.
 
     Returns:
         The document without `defaults`, where inherited keys keep the place where
-        they were written, and the problems of unknown profiles.
+        they were written, and the problems of unknown profiles and presets.
     """
     data = dict(doc.data)
     defaults = data.pop("defaults", None)
@@ -77,6 +64,7 @@ def with_defaults(doc: Document) -> tuple[Document, list[Problem]]:
         if facility is None or isinstance(facility, Mapping):
             merged[name] = lay_over(defaults, facility or {})
             problems += _add_profile(whole, ("facilities", name), merged[name])
+            problems += _add_preset(whole, ("facilities", name), merged[name])
     return replace(whole, data={**data, "facilities": merged}), problems
 
 
@@ -97,4 +85,25 @@ def _add_profile(doc: Document, at: KeyPath, facility: dict[str, Any]) -> list[P
     job = facility.get("job")
     if job is None or isinstance(job, Mapping):
         facility["job"] = lay_over(defaults, job or {})
+    return []
+
+
+def _add_preset(doc: Document, at: KeyPath, facility: dict[str, Any]) -> list[Problem]:
+    """Lay a preset, by default that of the profile, beneath what is simulated.
+
+    Where nothing is said of a simulation nothing is added, so the plan of a real run
+    does not depend on presets.
+    """
+    own = facility.get("simulation")
+    if not isinstance(own, Mapping):
+        return []
+    name = own.get("preset", preset_of(facility.get("profile")))
+    if not isinstance(name, str):
+        return []
+    try:
+        keys = load_preset(name).keys()
+    except SpecError as error:
+        text = f"{error.message} {error.hint}"
+        return [doc.problem((*at, "simulation", "preset"), text)]
+    facility["simulation"] = lay_over(keys, {**own, "preset": name})
     return []

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from hansa.core.errors import SpecError
 from hansa.core.words import nearest
-from hansa.spec.walk import model_at
+from hansa.spec.walk import located
 
 KeyPath = tuple[str | int, ...]
 """Keys (and list positions) from the root of a file to one value."""
@@ -117,11 +117,14 @@ def problems_of(
 def _problem(
     doc: Document, item: Mapping[str, Any], model: type[BaseModel], at: KeyPath
 ) -> Problem:
-    path = tuple(part for part in (*at, *item["loc"]) if part != "[key]")
+    inner, _ = located(model, item["loc"])
+    path = tuple(part for part in (*at, *inner) if part != "[key]")
     kind = item["type"]
     if kind == "extra_forbidden":
-        owner = model_at(model, item["loc"][:-1])
+        _, owner = located(model, item["loc"][:-1])
         return unknown_key(doc, path, owner.model_fields if owner else ())
+    if kind.startswith("union_tag"):
+        return _wrong_type(doc, path, item["ctx"])
     if kind == "missing":
         section = doc.called(path[:-1])
         return doc.problem(path[:-1], f"{section} needs the key {str(path[-1])!r}")
@@ -130,6 +133,17 @@ def _problem(
     return doc.problem(
         path, f"{doc.called(path)} is {shown(item['input'])}; expected {_wanted(item)}"
     )
+
+
+def _wrong_type(doc: Document, path: KeyPath, ctx: Mapping[str, Any]) -> Problem:
+    """Say that a section's `type` is missing, or is none that there is."""
+    if "tag" not in ctx:
+        return doc.problem(path, f"{doc.called(path)} needs the key 'type'")
+    known = [tag.strip("'") for tag in str(ctx["expected_tags"]).split(", ")]
+    guess = nearest(str(ctx["tag"]), known)
+    advice = f"did you mean {guess!r}?" if guess else f"there are {', '.join(known)}"
+    path = (*path, "type")
+    return doc.problem(path, f"{doc.called(path)} is {shown(ctx['tag'])}; {advice}")
 
 
 _WANTED = {

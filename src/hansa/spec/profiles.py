@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -192,8 +193,9 @@ def profile_names() -> list[str]:
     return sorted(file.stem.replace("-", "/", 1) for file in _FOLDER.glob("*.yaml"))
 
 
+@cache
 def load_profile(name: str) -> Profile:
-    """Return the profile `name`.
+    """Return the profile `name`; each is read once.
 
     Raises:
         SpecError: There is no such profile (the nearest one is named).

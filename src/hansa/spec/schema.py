@@ -22,17 +22,32 @@ from hansa.spec.federation import FederationSpec
 from hansa.spec.fields import PluginSection, listed
 from hansa.spec.plugged import OPTIONS, options_model
 from hansa.spec.site import SiteSpec
-from hansa.spec.walk import is_mapping, model_in
+from hansa.spec.walk import is_mapping, model_in, models_in, tag_of
 
 DEFAULTS = "a partial facility that is merged beneath each facility"
+
+
+_MERGED = (
+    "FacilitySpec",
+    "WorkSpec",
+    "GatewayChoice",
+    "MoverChoice",
+    "LognormalQueue",
+    "BackfillQueue",
+    "ReplayQueue",
+)
+"""Parts of a facility; what they need may come from `defaults` or a preset."""
 
 
 def federation_schema() -> dict[str, Any]:
     """Return the JSON Schema of federation.yaml (with `defaults`, before merging)."""
     schema = FederationSpec.model_json_schema()
     parts = schema["$defs"]
-    for name in ("FacilitySpec", "WorkSpec", "GatewayChoice", "MoverChoice"):
+    for name in _MERGED:
         parts[name].pop("required", None)
+    queue = parts["FacilitySimulation"]["properties"]["queue"]
+    queue["anyOf"] = queue.pop("oneOf")
+    del queue["discriminator"]
     schema["properties"]["defaults"] = {
         "$ref": "#/$defs/FacilitySpec",
         "description": DEFAULTS,
@@ -64,19 +79,20 @@ def site_tables() -> str:
     return "\n".join(_tables(SiteSpec, ""))
 
 
-def _tables(model: type[BaseModel], prefix: str) -> Iterator[str]:
+def _tables(model: type[BaseModel], prefix: str, tag: str = "") -> Iterator[str]:
     """Yield the table of a section, then those of the sections in it."""
     if prefix:
-        yield f"### `{prefix}`\n"
+        yield f"### `{prefix}`" + (f", `type: {tag}`\n" if tag else "\n")
         yield f"{_summary(model)}\n"
     yield keys_table(model) if model.model_fields else "No keys.\n"
     if issubclass(model, PluginSection):
         yield "More keys: the options of the plug-in, see below.\n"
     for name, field in model.model_fields.items():
-        inner = model_in(field.annotation)
-        if inner is not None:
-            free = ".<name>" if is_mapping(field.annotation) else ""
-            yield from _tables(inner, f"{prefix}.{name}{free}".lstrip("."))
+        inner = models_in(field.annotation)
+        free = ".<name>" if is_mapping(field.annotation) else ""
+        for one in inner:
+            tag = tag_of(one) if len(inner) > 1 else ""
+            yield from _tables(one, f"{prefix}.{name}{free}".lstrip("."), tag)
 
 
 def keys_table(model: type[BaseModel]) -> str:
@@ -159,7 +175,8 @@ def type_words(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> s
     if origin is Literal:
         return " or ".join(f"`{arg}`" for arg in args)
     if origin in (Union, UnionType):
-        return " or ".join(type_words(a, metadata) for a in args if a is not NoneType)
+        words = [type_words(a, metadata) for a in args if a is not NoneType]
+        return " or ".join(dict.fromkeys(words))
     if origin in (list, tuple):
         plural = "s" if model_in(args[0]) else ""
         return f"list of {type_words(args[0])}{plural}"

@@ -1,4 +1,4 @@
-"""What `hansa simulate` and `hansa compare` are told: queues, machines, lines, training.
+"""What `hansa simulate` and `hansa compare` are told: queues, speeds, lines, training.
 
 A facility's own part stands beside its job and its work, in
 `facilities.<name>.simulation`; what holds for all stands in `simulation`. A real run
@@ -9,23 +9,78 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from hansa.core.errors import SpecError
+from hansa.core.shortform import ShortForm
 from hansa.spec.fields import (
     Count,
     Duration,
     LocalPath,
+    Name,
     Section,
     Size,
     Texts,
     listed,
 )
+from hansa.spec.overrides import parse
 
 T = TypeVar("T")
-Items = Annotated[tuple[T, ...], BeforeValidator(listed)]
+
+
+def _items(value: object) -> object:
+    if isinstance(value, list | tuple | str):
+        return listed(value)
+    raise ValueError("expected a list")
+
+
+Items = Annotated[tuple[T, ...], BeforeValidator(_items)]
 """A list, as YAML has it."""
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Index = Annotated[int, Field(ge=0)]
+Exponent = Annotated[float, Field(ge=-3, le=3)]
+Growth = Annotated[float, Field(ge=0.01, le=100)]
+"""A factor for each day: a simulated month of it is still a number."""
+Rate = Annotated[float, Field(ge=0, le=60)]
+"""Events in an hour; more than one a minute leaves no work to simulate."""
+
+
+def _some(value: tuple[int, ...]) -> tuple[int, ...]:
+    if not value:
+        raise ValueError("expected at least one entry")
+    return value
+
+
+def _alpha(value: object) -> object:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value == "iid" or (is_number and 0 < float(str(value)) < float("inf")):
+        return value
+    raise ValueError("expected a number greater than 0, or iid")
+
+
+def _override(text: str) -> str:
+    try:
+        parse(text)
+    except SpecError as error:
+        raise ValueError(f"{error.message} {error.hint}") from None
+    return text
+
+
+def _few(value: dict[str, Any]) -> dict[str, Any]:
+    for key, choices in value.items():
+        if not choices:
+            raise ValueError(f"there is nothing to choose from for {key!r}")
+        _override(f"{key}=0")
+    return value
+
+
+Alpha = Annotated[float | Literal["iid"], BeforeValidator(_alpha)]
+Overrides = Annotated[
+    tuple[Annotated[str, AfterValidator(_override)], ...], BeforeValidator(listed)
+]
+Grid = Annotated[dict[str, Items[Any]], AfterValidator(_few)]
+"""What may be chosen from, by key of the federation."""
 
 
 class LognormalQueue(Section):
@@ -36,7 +91,7 @@ class LognormalQueue(Section):
     normal; `level` is the load: time of day, drift and memory.
     """
 
-    type: Literal["lognormal"]
+    type: Literal["lognormal"] = Field(description="waits are drawn")
     median: Duration = Field(description="median wait of a job of the reference size")
     sigma: float = Field(
         1.0,
@@ -48,15 +103,17 @@ class LognormalQueue(Section):
     reference_time: Duration = Field(
         3600.0, gt=0, description="walltime of the reference job"
     )
-    nodes_exponent: float = Field(0.0, description="how the wait grows with the nodes")
-    time_exponent: float = Field(
-        0.0, description="how it grows with the walltime asked"
+    nodes_exponent: Exponent = Field(
+        0.0, description="the wait grows with the nodes to this power"
+    )
+    time_exponent: Exponent = Field(
+        0.0, description="the wait grows with the walltime asked to this power"
     )
     day_swing: Share = Field(
         0.0, description="share by which the wait rises and falls with the time of day"
     )
     peak_hour: float = Field(14.0, ge=0, lt=24, description="hour of the longest waits")
-    drift_per_day: Positive = Field(
+    drift_per_day: Growth = Field(
         1.0, description="factor by which waits grow with each day"
     )
     memory: float = Field(
@@ -81,8 +138,8 @@ class SyntheticWorkload(Section):
     )
     mean_time: Duration = Field(3600.0, gt=0, description="mean run time of a job")
     sigma: float = Field(1.2, ge=0, le=3, description="spread of the run times")
-    largest: Share = Field(
-        0.5, gt=0, description="largest job, as a share of the nodes"
+    largest: float = Field(
+        0.5, gt=0, le=1, description="largest job, as a share of the nodes"
     )
     overestimate: float = Field(
         2.0, ge=1, description="mean of the walltime asked over the run time"
@@ -93,7 +150,7 @@ class SyntheticWorkload(Section):
 class BackfillQueue(Section):
     """A scheduler with backfill, simulated over the jobs of others."""
 
-    type: Literal["backfill"]
+    type: Literal["backfill"] = Field(description="a scheduler is simulated")
     nodes: Count = Field(description="nodes of the machine, or of the partition")
     workload: LocalPath | None = Field(
         None,
@@ -119,7 +176,7 @@ class BackfillQueue(Section):
 class ReplayQueue(Section):
     """Measured waits, one after the other, from a list or a file."""
 
-    type: Literal["replay"]
+    type: Literal["replay"] = Field(description="measured waits are used again")
     waits: Items[Duration] = Field((), description="the waits, in order")
     file: LocalPath | None = Field(
         None,
@@ -128,8 +185,8 @@ class ReplayQueue(Section):
     )
     order: Literal["sequence", "drawn", "time"] = Field(
         "sequence",
-        description="sequence: one after the other, again from the start; drawn: any of "
-        "them, by chance; time: that of the measurement next in time (needs "
+        description="sequence: one after the other, again from the start; drawn: any "
+        "of them, by chance; time: that of the measurement next in time (needs "
         "`submitted_s`)",
     )
 
@@ -137,6 +194,8 @@ class ReplayQueue(Section):
     def _has_one_source(self) -> Self:
         if bool(self.waits) == (self.file is not None):
             raise ValueError("a replayed queue needs either `waits` or `file`")
+        if self.order == "time" and self.file is None:
+            raise ValueError("`order: time` needs a `file` with `submitted_s`")
         return self
 
 
@@ -158,7 +217,7 @@ class SpeedSpec(Section):
     noise: float = Field(
         0.0, ge=0, le=1, description="spread of the speed from order to order"
     )
-    drift_per_day: Positive = Field(
+    drift_per_day: Growth = Field(
         1.0, description="factor by which a step's time grows with each day"
     )
     day_swing: float = Field(
@@ -172,6 +231,12 @@ class SpeedSpec(Section):
     )
     save: Duration = Field(1.0, description="writing an update, or a checkpoint")
     checkpoint: Duration = Field(600.0, gt=0, description="time between checkpoints")
+    evaluate: Duration = Field(
+        10.0, description="measuring a model: a version, where facilities do that"
+    )
+    evaluate_local: Duration = Field(
+        0.0, description="measuring its own model after each training"
+    )
 
 
 class LinkSpec(Section):
@@ -198,15 +263,15 @@ class Window(Section):
 class FailureSpec(Section):
     """What goes wrong at a facility."""
 
-    preemptions_per_hour: float = Field(
-        0.0, ge=0, description="rate at which a running job is preempted"
+    preemptions_per_hour: Rate = Field(
+        0.0, description="rate at which a running job is preempted"
     )
     grace: Duration = Field(
         0.0,
         description="warning before a preemption; a warned job delivers what it has",
     )
-    node_failures_per_hour: float = Field(
-        0.0, ge=0, description="rate at which one node fails"
+    node_failures_per_hour: Rate = Field(
+        0.0, description="rate at which one node fails"
     )
     maintenance: Items[Window] = Field(
         (), description="no job runs in these; none starts that would run into one"
@@ -226,6 +291,7 @@ class FacilitySimulation(Section):
     queue: QueueSpec = Field(
         default_factory=lambda: LognormalQueue(type="lognormal", median=600.0),
         description="how long jobs wait",
+        json_schema_extra={"x-default": "`{type: lognormal, median: 10m}`"},
     )
     speed: SpeedSpec = Field(
         default_factory=lambda: SpeedSpec.model_validate({}),
@@ -242,11 +308,18 @@ class FacilitySimulation(Section):
     samples: Count | None = Field(
         None, description="training examples here; null: as many as everywhere"
     )
+    classes: Annotated[Items[Index], AfterValidator(_some)] | None = Field(
+        None,
+        description="classes of a surrogate's data that lie here, in equal parts, "
+        "counted from 0; null: drawn, as `training.alpha` says",
+    )
     jobs_in_queue: Count | None = Field(
         None, description="jobs that may be in the queue at once; null: any number"
     )
     most_nodes: Count | None = Field(None, description="most nodes of a job")
-    longest: Duration | None = Field(None, description="longest walltime of a job")
+    longest: Duration | None = Field(
+        None, gt=0, description="longest walltime of a job"
+    )
     notice: Duration = Field(
         5.0, description="how long after it happened the server hears of anything"
     )
@@ -260,13 +333,15 @@ class SurrogateTraining(Section):
     drawn classes, step by step.
     """
 
-    type: Literal["surrogate"]
+    type: Literal["surrogate"] = Field(
+        description="a small problem stands for the model"
+    )
     problem: Literal["quadratic", "softmax"] = Field(
         "quadratic", description="what is minimised"
     )
     dimensions: Count = Field(32, description="numbers of the model, or of an input")
-    classes: Count = Field(10, description="classes of data")
-    alpha: float | Literal["iid"] = Field(
+    classes: int = Field(10, ge=2, description="classes of data")
+    alpha: Alpha = Field(
         0.1, description="Dirichlet parameter of the classes at a facility; or `iid`"
     )
     condition: float = Field(20.0, ge=1, description="largest over smallest curvature")
@@ -281,7 +356,7 @@ class SurrogateTraining(Section):
 class RealTraining(Section):
     """The worker's own trainer and task, in this process."""
 
-    type: Literal["real"]
+    type: Literal["real"] = Field(description="the model itself is trained")
     bytes: Size | None = Field(
         None, description="size of a version on the line; null: what it really is"
     )
@@ -290,8 +365,11 @@ class RealTraining(Section):
 class NoTraining(Section):
     """Times and costs only: no model, no loss."""
 
-    type: Literal["none"]
+    type: Literal["none"] = Field(description="nothing is trained")
     bytes: Size = Field(250_000_000, description="size of a version on the line")
+    update_bytes: Size | None = Field(
+        None, description="size of an update on the line; null: that of a version"
+    )
 
 
 TrainingSpec = Annotated[
@@ -313,12 +391,12 @@ class CompareSpec(Section):
     target: float | None = Field(
         None, description="loss whose time is measured; null: `stop.target`"
     )
-    grid: dict[str, Items[Any]] = Field(
+    grid: Grid = Field(
         default_factory=dict,
         description="what each strategy may choose from, by key of the federation, as "
         "`defaults.work.lr: [0.05, 0.1]`; the best for each scenario counts",
     )
-    own_grid: dict[str, dict[str, Items[Any]]] = Field(
+    own_grid: dict[str, Grid] = Field(
         default_factory=dict,
         description="the same for one strategy, as `fedbuff: {strategy.k: [1, 2]}`",
     )
@@ -327,9 +405,10 @@ class CompareSpec(Section):
 class SimulationSpec(Section):
     """How a federation is simulated."""
 
-    training: TrainingSpec = Field(
+    training: Annotated[TrainingSpec, ShortForm("type")] = Field(
         default_factory=lambda: SurrogateTraining(type="surrogate"),
         description="what stands for the training",
+        json_schema_extra={"x-default": "`surrogate`"},
     )
     evaluation: Literal["server", "facility"] = Field(
         "server",
@@ -338,17 +417,18 @@ class SimulationSpec(Section):
     )
     binding: Literal["start", "submission"] = Field(
         "start",
-        description="when a job takes its version: when it starts, or (as other systems "
-        "do) when it is submitted",
+        description="when a job takes its version: when it starts, or (as other "
+        "systems do) when it is submitted",
     )
     server_bandwidth: Size | None = Field(
-        None, description="bytes in a second that all lines share; null: no limit"
+        None, gt=0, description="bytes in a second that all lines share; null: no limit"
     )
     aggregate: Duration = Field(1.0, description="making a version")
     start_hour: float = Field(8.0, ge=0, lt=24, description="hour at which it begins")
-    scenarios: dict[str, Texts] = Field(
+    scenarios: dict[Name, Overrides] = Field(
         default_factory=dict,
-        description="variants by name: overrides, as on the command line",
+        description="variants by name: overrides, as on the command line; none: the "
+        "file as it is",
     )
     compare: CompareSpec = Field(
         default_factory=lambda: CompareSpec.model_validate({}),

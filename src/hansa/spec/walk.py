@@ -26,12 +26,26 @@ def members(annotation: Any) -> Iterator[Any]:
         yield annotation
 
 
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Return the models that a field's type holds, directly or in a container.
+
+    They are several where a section's `type` decides what else it holds.
+    """
+    return [
+        part
+        for part in members(annotation)
+        if isinstance(part, type) and issubclass(part, BaseModel)
+    ]
+
+
 def model_in(annotation: Any) -> type[BaseModel] | None:
-    """Return the model that a field's type holds, directly or in a container."""
-    for part in members(annotation):
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            return part
-    return None
+    """Return the (first) model that a field's type holds; None: it holds none."""
+    return next(iter(models_in(annotation)), None)
+
+
+def tag_of(model: type[BaseModel]) -> str:
+    """Return the one value of a model's `type`."""
+    return str(get_args(model.model_fields["type"].annotation)[0])
 
 
 def is_mapping(annotation: Any) -> bool:
@@ -50,17 +64,35 @@ def is_list(annotation: Any) -> bool:
     return origin in (list, tuple)
 
 
-def model_at(
-    model: type[BaseModel], path: Sequence[str | int]
-) -> type[BaseModel] | None:
-    """Return the model at `path` under `model`, or None if there is none."""
+def located(
+    model: type[BaseModel], loc: Sequence[str | int]
+) -> tuple[tuple[str | int, ...], type[BaseModel] | None]:
+    """Return the path that pydantic means by a location, and the model there.
+
+    Where a section's `type` decides what else it holds, pydantic puts that type into
+    the location; it is no key of the file.
+
+    Args:
+        model: The model that was validated.
+        loc: A location under it, as pydantic's errors have it.
+
+    Returns:
+        The path, and the model at its end (None: no model lies there).
+    """
     current: type[BaseModel] | None = model
-    parts = list(path)
+    path: list[str | int] = []
+    parts = list(loc)
     while parts and current is not None:
-        field = current.model_fields.get(str(parts.pop(0)))
+        path.append(parts.pop(0))
+        field = current.model_fields.get(str(path[-1]))
         if field is None:
-            return None
+            current = None
+            break
         if parts and (is_mapping(field.annotation) or is_list(field.annotation)):
-            parts.pop(0)
-        current = model_in(field.annotation)
-    return current
+            path.append(parts.pop(0))
+        models = models_in(field.annotation)
+        current = models[0] if models else None
+        if len(models) > 1 and parts:
+            tag = parts.pop(0)
+            current = next((one for one in models if tag_of(one) == tag), None)
+    return (*path, *parts), current

@@ -208,7 +208,7 @@ def test_a_word_that_the_facility_would_refuse_is_refused_with_its_line(
             "stop: {rounds: 3}",
             "stop: {xyz: 3}",
             "fed.yaml:5: unknown key 'xyz' in stop; known keys: "
-            "rounds, wall_clock, node_hours, target",
+            "rounds, updates, wall_clock, node_hours, target",
         ),
         (
             "rounds: 3",
@@ -234,8 +234,8 @@ def test_a_word_that_the_facility_would_refuse_is_refused_with_its_line(
         (
             "stop: {rounds: 3}",
             "stop: {}",
-            "fed.yaml:5: stop: the run would never end; set rounds, wall_clock, "
-            "node_hours or target",
+            "fed.yaml:5: stop: the run would never end; set rounds, updates, "
+            "wall_clock, node_hours or target",
         ),
         (
             "{rounds: 3}",

@@ -77,6 +77,41 @@ def test_the_examples_load_and_fit_their_sites(name: str) -> None:
         assert allowed is None or set(part.data or ()) <= set(allowed)
 
 
+@pytest.mark.parametrize("name", ["paper_queues", "scenarios"])
+def test_the_simulated_examples_load_in_every_scenario(name: str) -> None:
+    path = REPO / "examples" / f"{name}.yaml"
+    spec = load_federation(path)
+    assert federation_from_text(lock_text(spec)) == spec
+    assert spec.simulation is not None
+    for changes in spec.simulation.scenarios.values():
+        assert load_federation(path, changes).simulation is not None
+
+
+def test_the_example_in_the_simulator_s_page_holds() -> None:
+    page = (REPO / "docs" / "simulator.md").read_text(encoding="utf-8")
+    (part,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    head = "name: x\nmodel: {trainer: softmax, source: zeros}\ntask: digits\n"
+    text = f"{head}strategy: fedavg\nstop: {{rounds: 2}}\n{part}"
+    assert federation_from_text(text).facilities["north"].simulation is not None
+
+
+def test_the_scenarios_are_twenty_and_unlike() -> None:
+    spec = load_federation(REPO / "examples" / "scenarios.yaml")
+    assert spec.simulation is not None
+    scenarios = spec.simulation.scenarios
+    assert len(scenarios) == 20
+    iid = load_federation(REPO / "examples" / "scenarios.yaml", scenarios["iid"])
+    assert iid.simulation is not None
+    assert getattr(iid.simulation.training, "alpha", None) == "iid"
+    four = load_federation(
+        REPO / "examples" / "scenarios.yaml", scenarios["four_machines"]
+    )
+    presets = [
+        one.simulation and one.simulation.preset for one in four.facilities.values()
+    ]
+    assert presets == ["polaris", "aurora", "frontier", "perlmutter"]
+
+
 def test_every_built_in_plug_in_is_in_the_page(tool: ModuleType) -> None:
     page = tool.page()
     for group in plugins.GROUPS:

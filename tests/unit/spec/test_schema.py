@@ -10,7 +10,7 @@ from hansa.core import plugins
 from hansa.core.units import Bytes, Seconds
 from hansa.mover.rsync import RsyncOptions
 from hansa.spec import FederationSpec, SiteSpec, schema
-from hansa.spec.walk import model_at
+from hansa.spec.walk import located
 
 
 class Inner(BaseModel):
@@ -42,8 +42,7 @@ class Everything(BaseModel):
 def models(model: type[BaseModel]) -> set[type[BaseModel]]:
     found = {model}
     for field in model.model_fields.values():
-        inner = schema.model_in(field.annotation)
-        if inner is not None:
+        for inner in schema.models_in(field.annotation):
             found |= models(inner)
     return found
 
@@ -93,6 +92,13 @@ def test_every_section_has_its_table() -> None:
     assert "| `cache` | path | `.cache` in the mailbox |" in schema.site_tables()
 
 
+def test_a_section_that_its_type_decides_has_a_table_for_each_type() -> None:
+    text = schema.federation_tables()
+    for tag in ("lognormal", "backfill", "replay"):
+        assert f"### `facilities.<name>.simulation.queue`, `type: {tag}`\n" in text
+    assert "| `training` | text or section | `surrogate` |" in text
+
+
 def test_plug_ins_have_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     class Ours:
         Options = type("Options", (Everything,), {"__module__": "hansa.strategy.x"})
@@ -119,13 +125,28 @@ def test_json_schema_takes_files_as_people_write_them() -> None:
     assert {"type": "string"} in federation["properties"]["strategy"]["anyOf"]
     assert federation["properties"]["patience"]["type"] == ["number", "string"]
     assert federation["additionalProperties"] is False
+    queue = federation["$defs"]["FacilitySimulation"]["properties"]["queue"]
+    assert len(queue["anyOf"]) == 3
+    assert "required" not in federation["$defs"]["LognormalQueue"]
     site = schema.site_schema()
     assert site["required"] == ["name", "scheduler", "mailbox", "tasks"]
 
 
 def test_models_are_found_by_path() -> None:
-    found = model_at(FederationSpec, ("facilities", "riga", "job"))
+    _, found = located(FederationSpec, ("facilities", "riga", "job"))
     assert found is not None
     assert found.__name__ == "JobSpec"
-    assert model_at(FederationSpec, ("nothing", "here")) is None
-    assert model_at(Everything, ("rows", 3)) is Inner
+    assert located(FederationSpec, ("nothing", "here")) == (("nothing", "here"), None)
+    assert located(Everything, ("rows", 3)) == (("rows", 3), Inner)
+
+
+def test_the_type_that_pydantic_puts_into_a_path_is_no_key() -> None:
+    loc = ("facilities", "riga", "simulation", "queue", "replay", "waits", 3)
+    path, _ = located(FederationSpec, loc)
+    assert path == ("facilities", "riga", "simulation", "queue", "waits", 3)
+    path, owner = located(FederationSpec, loc[:5])
+    assert path == loc[:4]
+    assert owner is not None
+    assert owner.__name__ == "ReplayQueue"
+    path, owner = located(FederationSpec, (*loc[:4], "unheard-of", "x"))
+    assert (path, owner) == ((*loc[:4], "x"), None)
