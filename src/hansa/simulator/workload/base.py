@@ -29,7 +29,7 @@ class Workload:
     """The jobs of a file, in order of submission.
 
     Attributes:
-        jobs: The jobs.
+        jobs: The jobs; the first is submitted at 0.
         unreadable: Line number and words, for lines that could not be read.
         left_out: Jobs without a size or a time (cancelled in the queue, still there).
         gaps: From when to when nobody submitted anything for unusually long.
