@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
     group.command()(aggregate)
     group.command()(codec)
     group.command("round")(round_)
+    group.command()(simulate)
     group.callback()(_together)
     app.add_typer(group, name="bench")
 
@@ -158,3 +159,33 @@ def round_(
     print(f"  moved         {format_size(found.bytes)}")
     for name, seconds in found.parts.items():
         print(f"    {name:11} {seconds:.3f}")
+
+
+def simulate(
+    strategy: str = typer.Option("fedavg", help="Strategy, with its own defaults."),
+    rounds: int = typer.Option(
+        20_000, help="Rounds of facilities that a simulation has.", min=1
+    ),
+    linger: bool = typer.Option(
+        True, help="Jobs keep their allocations, or each round has new ones."
+    ),
+    repeats: int = typer.Option(5, help="Simulations; the median counts.", min=1),
+    json_: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Simulate four facilities with a surrogate on one core; measure the speed."""
+    from hansa.simulator.bench import bench_simulate
+
+    with progress_bar() as tell:
+        found = bench_simulate(
+            strategy, rounds=rounds, linger=linger, repeats=repeats, tell=tell
+        )
+    if json_:
+        show_json(asdict(found))
+        return
+    print(
+        f"{found.rounds} rounds of {found.facilities} facilities, {found.strategy}, "
+        f"{found.events} events"
+    )
+    print(f"  seconds       {found.seconds_median:.3f} (median of {repeats})")
+    print(f"  rounds/s      {found.facility_rounds_per_second:.0f}")
+    print(f"  events/s      {found.events_per_second:.0f}")

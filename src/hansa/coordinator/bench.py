@@ -118,20 +118,7 @@ def bench_round(
         "linger": "5m" if linger else 0,
         "work": {"steps": 1},
     }
-    plan = {
-        "name": "bench",
-        "model": {
-            "trainer": "noop",
-            "source": "zeros",
-            "dtype": dtype,
-            "options": {"parameters": size},
-        },
-        "task": "noop",
-        "strategy": "fedavg",
-        "stop": {"rounds": rounds + WARM_UP},
-        "evaluation": {"every": rounds + WARM_UP, "local": False},
-        "update": {"dtype": update_dtype},
-    }
+    plan = _plan(size, dtype, update_dtype, rounds + WARM_UP)
     with TemporaryDirectory(
         prefix="hansa-bench-", dir=directory, ignore_cleanup_errors=True
     ) as place:
@@ -152,6 +139,24 @@ def bench_round(
         seconds_median=median(seconds),
         parts={part: median(one.parts[part] for one in measured) for part in PARTS},
     )
+
+
+def _plan(size: int, dtype: str, update_dtype: str, rounds: int) -> dict[str, Any]:
+    """Return the federation file without its facilities."""
+    return {
+        "name": "bench",
+        "model": {
+            "trainer": "noop",
+            "source": "zeros",
+            "dtype": dtype,
+            "options": {"parameters": size},
+        },
+        "task": "noop",
+        "strategy": "fedavg",
+        "stop": {"rounds": rounds},
+        "evaluation": {"every": rounds, "local": False},
+        "update": {"dtype": update_dtype},
+    }
 
 
 def _federation(

@@ -7,7 +7,7 @@ the scheduler ends it (and when it takes it back into the queue). Pure, like the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from hansa.coordinator.plan import Progress
@@ -42,7 +42,8 @@ class BatchJob:
         requeues: How often the scheduler has put it back into the queue.
         ended: Whether it left the scheduler.
         served: Whether a training order of its guests has begun.
-        guests: Orders that its allocation took on: assignment and number.
+        guests: Orders that its allocation took on, assignment and number, as the keys
+            of a dictionary: each once, in their order.
     """
 
     facility: str
@@ -54,7 +55,7 @@ class BatchJob:
     requeues: int = 0
     ended: bool = False
     served: bool = False
-    guests: list[tuple[str, int]] = field(default_factory=list)
+    guests: dict[tuple[str, int], None] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -66,22 +67,36 @@ class BatchJob:
 class Books:
     """All assignments by name, all batch jobs by key, and what they have cost.
 
-    `staged` are the versions that were sent to each facility.
+    `staged` are the versions that were sent to each facility, `delivered` counts the
+    updates that have come. What is asked at every event (open orders, live jobs, the
+    evaluations of a version) is kept apart from what is over, which only grows.
     """
 
     work: dict[str, Progress] = field(default_factory=dict)
     jobs: dict[str, BatchJob] = field(default_factory=dict)
     staged: dict[str, set[int]] = field(default_factory=dict)
     node_hours: float = 0.0
+    holding: set[str] = field(default_factory=set)
+    delivered: int = 0
+    _open: dict[str, Progress] = field(default_factory=dict)
+    _live: dict[str, BatchJob] = field(default_factory=dict)
+    _evaluations: dict[int | None, list[Progress]] = field(default_factory=dict)
     _ahead: dict[str, int] = field(default_factory=dict)
-    _holding: set[str] = field(default_factory=set)
     _calling: set[str] = field(default_factory=set)
 
     # What may be asked.
 
     def open(self) -> list[Progress]:
-        """Return the assignments that are not over."""
-        return [work for work in self.work.values() if not work.closed]
+        """Return the assignments that are not over, in the order that they came in."""
+        return list(self._open.values())
+
+    def live(self) -> Collection[BatchJob]:
+        """Return the jobs that have not left their schedulers."""
+        return self._live.values()
+
+    def evaluations_of(self, version: int) -> Collection[Progress]:
+        """Return the orders to evaluate a version, those that are over too."""
+        return self._evaluations.get(version, ())
 
     def settled(self, facility: str) -> list[str]:
         """Return what has files there that nobody will ask for again.
@@ -103,8 +118,8 @@ class Books:
         """Return the facility's batch jobs that go on without an open order."""
         return [
             job
-            for job in self.jobs.values()
-            if job.facility == facility and not job.ended and not self._in_hand(job)
+            for job in self._live.values()
+            if job.facility == facility and not self._in_hand(job)
         ]
 
     def last_ahead(self, facility: str) -> int:
@@ -117,15 +132,13 @@ class Books:
 
     def beginnings(self) -> list[Begin]:
         """Return the word for those that wait, once all can begin."""
-        self._holding &= {work.order.assignment for work in self._training()}
-        if not self._holding:
-            return []
+        self.holding &= {work.order.assignment for work in self._training()}
         if not all(_ready(work) for work in self._training()):
             return []
         return [
             Begin(facility=work.facility, assignment=work.order.assignment)
             for work in self._training()
-            if work.order.assignment in self._holding
+            if work.order.assignment in self.holding
         ]
 
     def begun(self) -> list[Begin]:
@@ -137,7 +150,7 @@ class Books:
         ]
 
     def _training(self) -> Iterable[Progress]:
-        return (work for work in self.open() if work.order.kind == "train")
+        return (work for work in self._open.values() if work.order.kind == "train")
 
     def _in_hand(self, job: BatchJob) -> bool:
         """Tell whether an open order, or a withdrawal, looks after the job."""
@@ -151,65 +164,69 @@ class Books:
     def add(self, command: Assign | Evaluate) -> None:
         """Open an assignment; one that is known stays as it is."""
         order = command.order
-        self.work.setdefault(order.assignment, Progress(command.facility, order))
+        if order.assignment in self.work:
+            return
+        work = Progress(command.facility, order)
+        self.work[order.assignment] = self._open[order.assignment] = work
+        if order.kind == "evaluate":
+            self._evaluations.setdefault(order.version, []).append(work)
+
+    def close(self, work: Progress, how: str) -> None:
+        """Note that an assignment is over: `done`, `failed`, `withdrawn` or `lost`."""
+        work.closed = how
+        self._open.pop(work.order.assignment, None)
+        if how == "done" and work.order.kind == "train":
+            self.delivered += 1
 
     def begin(self, command: Begin) -> None:
         """Note that the word to begin was given."""
-        self._holding.discard(command.assignment)
+        self.holding.discard(command.assignment)
         work = self.work.get(command.assignment)
         if work is not None:
             work.begun = True
 
-    def absorb(self, event: JobEvent | OperatorAsked | ModelStaged) -> None:
-        """Enter what happened to a job; what is entered twice counts once."""
-        if isinstance(event, OperatorAsked):
-            for work in self.open():
-                work.asked = work.asked or event.request == "cancel"
-        elif isinstance(event, ModelStaged):
-            if not event.state:
-                self.staged.setdefault(event.facility, set()).add(event.version)
-        else:
-            self._absorb_job(event)
+    def asked(self, event: OperatorAsked) -> None:
+        """Note that a person wants all jobs cancelled, if that was the request."""
+        for work in self._open.values():
+            work.asked = work.asked or event.request == "cancel"
 
-    def _absorb_job(self, event: JobEvent) -> None:
+    def sent(self, event: ModelStaged) -> None:
+        """Note that a version was sent to a facility."""
+        if not event.state:
+            self.staged.setdefault(event.facility, set()).add(event.version)
+
+    # What happens to a job; what is told twice counts once.
+
+    def _work_of(self, event: JobEvent) -> Progress | None:
+        """Return the order of a job, which this may be a new job of; None if not its.
+
+        An older job of an assignment is not its order's any more: that has gone on.
+        """
         work = self.work.get(event.assignment)
-        if work is not None and event.number > work.number:
-            self._turn_to(work, event.number)
-        if work is not None and event.number < work.number:
-            work = None  # an older job of the assignment; its order has gone on
-        if work is not None:
-            work.job = event.job
-        match event:
-            case JobQueued():
-                self._queued(event, work)
-            case JobWaiting() if work is not None:
-                work.waiting = True
-                if not work.begun:
-                    self._holding.add(event.assignment)
-            case JobStarted():
-                self._started(event, work)
-            case JobRequeued():
-                self._requeued(event, work)
-            case JobEnded():
-                self._ended(event, work)
-            case _:
-                pass
+        if work is None or event.number < work.number:
+            return None
+        if event.number > work.number:
+            if work.number or work.asked:
+                self._turn_to(work)
+            work.number = event.number
+        work.job = event.job
+        return work
 
-    def _turn_to(self, work: Progress, number: int) -> None:
+    def _turn_to(self, work: Progress) -> None:
+        """Forget what was the last job's."""
         if work.how in SPARED or work.asked:
             work.spared += 1
-        self._holding.discard(work.order.assignment)
-        work.number, work.job, work.host, work.newest = number, "", "", None
+        self.holding.discard(work.order.assignment)
+        work.job, work.host, work.newest = "", "", None
         work.waiting = work.begun = work.started = False
         work.base, work.requeues = None, 0
         work.ended, work.how, work.asked = False, "", False
 
-    def _queued(self, event: JobQueued, work: Progress | None) -> None:
-        match = ASSIGNMENT.fullmatch(event.assignment)
-        if match is not None and is_ahead(event.assignment):
-            known = self._ahead.get(event.facility, 0)
-            self._ahead[event.facility] = max(known, int(match[2]))
-            self._calling.discard(event.facility)
+    def queued(self, event: JobQueued) -> None:
+        """Enter a job, or an order that a job took on."""
+        work = self._work_of(event)
+        if is_ahead(event.assignment):
+            self._queued_ahead(event)
         if work is not None:
             work.host, work.newest = event.host, event.newest
             work.spared = event.spared if event.spared >= 0 else work.spared
@@ -219,20 +236,38 @@ class Books:
             return
         assignment, _, number = event.host.rpartition(".")
         host = self._batch_job(event, assignment, int(number))
-        guest = event.assignment, event.number
-        if guest not in host.guests:
-            host.guests.append(guest)
+        host.guests[event.assignment, event.number] = None
+
+    def _queued_ahead(self, event: JobQueued) -> None:
+        match = ASSIGNMENT.fullmatch(event.assignment)
+        if match is not None:
+            known = self._ahead.get(event.facility, 0)
+            self._ahead[event.facility] = max(known, int(match[2]))
+            self._calling.discard(event.facility)
 
     def _batch_job(self, event: JobEvent, assignment: str, number: int) -> BatchJob:
         key = job_key(assignment, number)
-        job = BatchJob(event.facility, assignment, number, event.job)
-        return self.jobs.setdefault(key, job)
+        job = self.jobs.get(key)
+        if job is None:
+            job = BatchJob(event.facility, assignment, number, event.job)
+            self.jobs[key] = self._live[key] = job
+        return job
 
-    def _started(self, event: JobStarted, work: Progress | None) -> None:
+    def waiting(self, event: JobWaiting) -> None:
+        """Note that a job holds until all can begin."""
+        work = self._work_of(event)
+        if work is not None:
+            work.waiting = True
+            if not work.begun:
+                self.holding.add(event.assignment)
+
+    def started(self, event: JobStarted) -> None:
+        """Note that a job runs, and what its order has bound."""
+        work = self._work_of(event)
         if work is not None:
             work.base, work.started = event.base, True
             work.bases.add(event.base)
-            self._holding.discard(event.assignment)
+            self.holding.discard(event.assignment)
             if work.order.kind == "train":
                 self._call_for_another(work)
         if job := self.jobs.get(job_key(event.assignment, event.number)):
@@ -251,13 +286,15 @@ class Books:
                 return
         waits = any(
             job.facility == work.facility and is_ahead(job.assignment)
-            for job in self.jobs.values()
-            if not (job.started or job.ended)
+            for job in self._live.values()
+            if not job.started
         )
         if not waits:
             self._calling.add(work.facility)
 
-    def _requeued(self, event: JobRequeued, work: Progress | None) -> None:
+    def requeued(self, event: JobRequeued) -> None:
+        """Note that a job is back in the queue, and what it has cost so far."""
+        work = self._work_of(event)
         self.node_hours += event.node_hours
         if job := self.jobs.get(job_key(event.assignment, event.number)):
             job.started = False
@@ -266,20 +303,24 @@ class Books:
             # It stays with the version that it bound first.
             work.started = work.waiting = False
             work.requeues = event.restarts or work.requeues + 1
-            self._holding.discard(event.assignment)
+            self.holding.discard(event.assignment)
 
-    def _ended(self, event: JobEnded, work: Progress | None) -> None:
+    def ended(self, event: JobEnded) -> None:
+        """Note that a job is over, with the orders in it, and what it has cost."""
+        work = self._work_of(event)
         job = self._batch_job(event, event.assignment, event.number)
         if job.ended:
             return
         job.ended = True
+        key = job.key
+        self._live.pop(key, None)
         self.node_hours += event.node_hours
         if work is not None:
             work.ended, work.how = True, event.state
         ours = work is not None and (work.asked or work.closed in {"withdrawn", "lost"})
         for assignment, number in job.guests:
             guest = self.work.get(assignment)
-            if guest is not None and guest.number == number and guest.host == job.key:
+            if guest is not None and guest.number == number and guest.host == key:
                 guest.ended, guest.how = True, event.state
                 guest.asked = guest.asked or ours
 

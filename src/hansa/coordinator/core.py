@@ -8,21 +8,19 @@ replayed through a fresh core tells exactly which commands to issue again.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from typing import Any
 
 from hansa.coordinator.books import BatchJob, Books
 from hansa.coordinator.budgets import WALL_CLOCK, spent_budget
+from hansa.coordinator.digest import Digest
 from hansa.coordinator.keeping import (
     held_references,
     needed_versions,
     spent_assignments,
 )
 from hansa.coordinator.plan import Plan, Progress
-from hansa.core.codec import to_json
 from hansa.core.commands import (
     Aggregate,
     Assign,
@@ -59,6 +57,11 @@ from hansa.core.events import (
 from hansa.core.ids import assignment_id
 from hansa.strategy.base import Strategy
 
+_COSTLESS = frozenset({ModelStaged, JobQueued, JobStarted})
+"""Events, the most frequent ones, that use no budget up."""
+_MEASURED_AFTER = frozenset({VersionPublished, AssignmentFailed, FacilityLost})
+"""Events after which a version may have to be evaluated, here or elsewhere."""
+
 
 @dataclass(slots=True)
 class _State:
@@ -91,11 +94,17 @@ class Coordinator:
     def __init__(self, plan: Plan, strategy: Strategy) -> None:
         self.plan = plan
         self.strategy = strategy
-        self.digest = ""
+        self._digest = Digest()
         self._state = _State()
         self._books = Books()
+        self._notes = self._make_notes()
 
     # What others may ask.
+
+    @property
+    def digest(self) -> str:
+        """A rolling hash of all commands so far; empty before the first."""
+        return self._digest.text
 
     @property
     def newest(self) -> int:
@@ -168,9 +177,15 @@ class Coordinator:
         """Return the versions that the strategy, sums or open work may still name."""
         return needed_versions(self.newest, self.held(), self._open_work())
 
-    def spent(self) -> set[str]:
-        """Return the assignments whose updates nobody will ask for any more."""
-        return spent_assignments(self.newest, self.held(), self._books.work.values())
+    def spent(self, among: Iterable[str] | None = None) -> set[str]:
+        """Return the assignments whose updates nobody will ask for any more.
+
+        Args:
+            among: Look at these alone; None: at all that there ever were.
+        """
+        work = self._books.work
+        looked_at = work.values() if among is None else [work[name] for name in among]
+        return spent_assignments(self.newest, self.held(), looked_at)
 
     def pending(self) -> list[Command]:
         """Return the commands whose effects have not been seen, in a fixed order."""
@@ -213,7 +228,7 @@ class Coordinator:
             "failing": dict(sorted(state.failing.items())),
             "applied": dict(sorted(state.applied.items())),
             "open": sorted(work.order.assignment for work in self._open_work()),
-            "live": sorted(j.key for j in self._books.jobs.values() if not j.ended),
+            "live": sorted(job.key for job in self._books.live()),
             "losses": {str(v): loss for v, loss in sorted(state.losses.items())},
             "strategy": dict(self.strategy.describe()),
             "digest": self.digest,
@@ -227,66 +242,89 @@ class Coordinator:
         Raises:
             StrategyError: The strategy can't have this event in its state.
         """
-        fresh = self._absorb(event)
-        if not fresh or self._state.finish or self._state.outcome:
+        state, kind = self._state, type(event)
+        state.at = event.at if event.at > state.at else state.at
+        note = self._notes.get(kind)
+        if note is not None and note(event) is False:
             return []
-        commands = self._own_commands(event)
-        # A last version must not open another round; a last update must still count.
-        budget_first = isinstance(event, VersionPublished)
-        if budget_first:
-            commands += self._stop_if_spent(event)
-        if not self._about_evaluation(event):
-            commands += self.strategy.handle(event)
-        if not budget_first:
-            commands += self._stop_if_spent(event)
-        self._register(commands)
-        commands += self._register(self._evaluations(event))
-        commands += self._register([*self._books.beginnings()])
-        commands += self._register(self._ending())
-        self._extend_digest(commands)
+        if state.finish or state.outcome:
+            return []
+        if kind in _COSTLESS:
+            commands = [*self.strategy.handle(event)]
+        else:
+            commands = self._decide(event)
+        if commands:
+            self._register(commands)
+        if kind in _MEASURED_AFTER:
+            commands += self._register(self._evaluations(event))
+        if self._books.holding:
+            commands += self._register([*self._books.beginnings()])
+        if state.stopping or state.finish:
+            commands += self._register(self._ending())
+        if commands:
+            self._digest.extend(commands)
         return commands
+
+    def _decide(self, event: Event) -> list[Command]:
+        """Return what the strategy asks for, told of the event and of spent budgets."""
+        match event:
+            case VersionPublished():  # a last one must not open another round
+                return [*self._stop_if_spent(event), *self.strategy.handle(event)]
+            case EvaluationReported():
+                return self._stop_if_spent(event)
+            case UpdateArrived() | AssignmentFailed() if self._evaluates(event):
+                return self._stop_if_spent(event)
+            case RunStarted():
+                return [*self._opening(), *self.strategy.handle(event)]
+            case _:  # a last update must still count
+                return [*self.strategy.handle(event), *self._stop_if_spent(event)]
 
     # Bookkeeping.
 
     def _open_work(self) -> list[Progress]:
         return self._books.open()
 
-    def _absorb(self, event: Event) -> bool:
-        """Note the event; False if it is a duplicate or of no consequence any more."""
-        state = self._state
-        state.at = max(state.at, event.at)
-        match event:
-            case RunStarted():
-                state.began = event.started
-                return True
-            case VersionPublished():
-                return self._absorb_version(event)
-            case FacilityLost():
-                return self._absorb_loss(event)
-            case FacilityReady():
-                return state.lost.pop(event.facility, None) is not None
-            case (
-                JobQueued()
-                | JobWaiting()
-                | JobRequeued()
-                | JobStarted()
-                | JobEnded()
-                | OperatorAsked()
-                | ModelStaged()
-            ):
-                self._books.absorb(event)
-                return True
-            case UpdateArrived() | AssignmentFailed() | EvaluationReported():
-                return self._absorb_result(event)
-            case TimerFired():
-                return state.timers.pop(event.timer, None) is not None
-            case AggregateFailed(version=version):
-                return state.aggregates.pop(version, None) is not None
-            case RunFinished():
-                state.outcome, state.reason = event.outcome, event.reason
-                return False
-            case _:
-                return True
+    def _make_notes(self) -> dict[type[Event], Callable[[Any], bool | None]]:
+        """Return what takes note of each kind of event.
+
+        It returns False if the event is a duplicate or of no consequence any more.
+        """
+        books = self._books
+        return {
+            JobQueued: books.queued,
+            JobWaiting: books.waiting,
+            JobRequeued: books.requeued,
+            JobStarted: books.started,
+            JobEnded: books.ended,
+            ModelStaged: books.sent,
+            OperatorAsked: books.asked,
+            UpdateArrived: self._absorb_result,
+            AssignmentFailed: self._absorb_result,
+            EvaluationReported: self._absorb_result,
+            VersionPublished: self._absorb_version,
+            AggregateFailed: self._absorb_no_version,
+            TimerFired: self._absorb_timer,
+            FacilityLost: self._absorb_loss,
+            FacilityReady: self._absorb_return,
+            RunStarted: self._absorb_start,
+            RunFinished: self._absorb_end,
+        }
+
+    def _absorb_start(self, event: RunStarted) -> None:
+        self._state.began = event.started
+
+    def _absorb_end(self, event: RunFinished) -> bool:
+        self._state.outcome, self._state.reason = event.outcome, event.reason
+        return False
+
+    def _absorb_timer(self, event: TimerFired) -> bool:
+        return self._state.timers.pop(event.timer, None) is not None
+
+    def _absorb_no_version(self, event: AggregateFailed) -> bool:
+        return self._state.aggregates.pop(event.version, None) is not None
+
+    def _absorb_return(self, event: FacilityReady) -> bool:
+        return self._state.lost.pop(event.facility, None) is not None
 
     def _absorb_version(self, event: VersionPublished) -> bool:
         state = self._state
@@ -312,7 +350,8 @@ class Coordinator:
         return True
 
     def _give_up(self, work: Progress, how: str) -> None:
-        work.closed, work.given_up = how, self._state.newest
+        self._books.close(work, how)
+        work.given_up = self._state.newest
 
     def _absorb_result(
         self, event: UpdateArrived | AssignmentFailed | EvaluationReported
@@ -323,7 +362,7 @@ class Coordinator:
             return False
         late = bool(work.closed)
         failed = isinstance(event, AssignmentFailed)
-        work.closed = "failed" if failed else "done"
+        self._books.close(work, "failed" if failed else "done")
         if isinstance(event, EvaluationReported):
             state.losses[event.version] = event.loss
         if work.order.kind == "train" and not late:
@@ -332,12 +371,7 @@ class Coordinator:
                 state.failing[event.facility] = event.reason
         return not (failed and late)
 
-    def _about_evaluation(self, event: Event) -> bool:
-        """Tell whether the core deals with the event alone."""
-        if isinstance(event, EvaluationReported):
-            return True
-        if not isinstance(event, UpdateArrived | AssignmentFailed):
-            return False
+    def _evaluates(self, event: UpdateArrived | AssignmentFailed) -> bool:
         work = self._books.work.get(event.assignment)
         return work is not None and work.order.kind == "evaluate"
 
@@ -348,14 +382,14 @@ class Coordinator:
             match command:
                 case Assign() | Evaluate():
                     self._books.add(command)
+                case Aggregate():
+                    state.aggregates[command.version] = command
                 case Begin():
                     self._books.begin(command)
                 case Withdraw():
                     work = self._books.work.get(command.assignment)
                     if work is not None and not work.closed:
                         self._give_up(work, "withdrawn")
-                case Aggregate():
-                    state.aggregates[command.version] = command
                 case SetTimer():
                     state.timers[command.timer] = state.at + command.after
                 case ClearTimer():
@@ -364,24 +398,16 @@ class Coordinator:
                     state.finish = command
         return commands
 
-    def _extend_digest(self, commands: list[Command]) -> None:
-        if commands:
-            text = json.dumps([to_json(command) for command in commands])
-            self.digest = sha256((self.digest + text).encode()).hexdigest()[:16]
-
     # Evaluation, ending.
 
-    def _own_commands(self, event: Event) -> list[Command]:
+    def _opening(self) -> list[Command]:
         limit = self.plan.stop.wall_clock
-        if isinstance(event, RunStarted) and limit is not None:
-            timer = SetTimer(timer=WALL_CLOCK, after=limit)
-            self._register([timer])
-            return [timer]
-        return []
+        return [] if limit is None else [SetTimer(timer=WALL_CLOCK, after=limit)]
 
     def _stop_if_spent(self, event: Event) -> list[Command]:
-        stopping, stop = self._state.stopping, self.plan.stop
-        found = None if stopping else spent_budget(stop, self._books, event)
+        if self._state.stopping:
+            return []
+        found = spent_budget(self.plan.stop, self._books, event)
         if found is None:
             return []
         name, self._state.stopping = found
@@ -414,7 +440,7 @@ class Coordinator:
 
     def _evaluate(self, version: int) -> list[Command]:
         """Ask the first able facility that has not tried yet; nobody if all have."""
-        tried = [work.facility for work in self._evaluations_of(version)]
+        tried = [work.facility for work in self._books.evaluations_of(version)]
         out = {*tried, *self._state.lost}
         facility = next((n for n in self.plan.evaluators if n not in out), None)
         if facility is None:
@@ -431,18 +457,9 @@ class Coordinator:
             return []
         return self._evaluate(version)
 
-    def _evaluations_of(self, version: int) -> list[Progress]:
-        return [
-            work
-            for work in self._books.work.values()
-            if work.order.kind == "evaluate" and work.order.version == version
-        ]
-
     def _ending(self) -> list[Command]:
-        """Wind the run down once a budget is reached or the strategy gives up."""
+        """Wind the run down: a budget is reached, or the strategy gives up."""
         state = self._state
-        if not state.stopping and not state.finish:
-            return []
         commands: list[Command] = [
             Withdraw(
                 facility=work.facility,
@@ -454,7 +471,7 @@ class Coordinator:
         ]
         if state.finish or state.aggregates:
             return commands
-        if not self._evaluations_of(state.newest):
+        if not self._books.evaluations_of(state.newest):
             commands += self._register(self._evaluate(state.newest))
         if not self._evaluating():
             outcome = "partial" if state.lost or state.failing else "done"

@@ -12,6 +12,7 @@ class Stop:
     """When a run is over; the first condition that holds ends it."""
 
     rounds: int | None = None
+    updates: int | None = None
     wall_clock: float | None = None
     node_hours: float | None = None
     target_metric: str = "eval_loss"

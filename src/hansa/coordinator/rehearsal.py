@@ -68,9 +68,10 @@ def check_adapters(spec: FederationSpec, strategy: Strategy) -> None:
 
 
 def check_control(spec: FederationSpec, strategy: Strategy) -> None:
-    """Refuse a strategy with control variates if a facility does no plain SGD.
+    """Refuse a strategy that needs plain SGD if a facility does none.
 
-    The facility's job refuses it, too, but then it has waited in a queue.
+    One needs it that sends such a facility a control variate, or that gives the run up
+    for want of its `lr_sum`. The job refuses it, too, but then it waited in a queue.
 
     Args:
         spec: The federation.
@@ -82,12 +83,16 @@ def check_control(spec: FederationSpec, strategy: Strategy) -> None:
     plugin = plugins.find(plugins.TRAINERS, spec.model.trainer)
     if plugin.impure is None:
         return
-    rehearsal = Rehearsal(strategy, tuple(spec.facilities))
-    for _ in rehearsal.sums():
-        pass
-    for name, facility in spec.facilities.items() if rehearsal.controls else ():
+    remedies = {}
+    for name, facility in spec.facilities.items():
         work = plugin.work_options.model_validate(facility.work.options)
         if (remedy := plugin.impure(work)) is not None:
+            remedies[name] = remedy
+    rehearsal = Rehearsal(strategy, tuple(spec.facilities), impure=frozenset(remedies))
+    for _ in rehearsal.sums():
+        pass
+    for name, remedy in remedies.items():
+        if rehearsal.gave_up or name in rehearsal.controls:
             raise SpecError(
                 f"The strategy {spec.strategy.name} needs plain SGD, but {name} trains "
                 "with another optimizer.",
@@ -119,13 +124,17 @@ class Rehearsal:
         strategy: A fresh strategy.
         facilities: Their names.
         bases: The version that each update was trained from, by its reference.
-        controls: Whether an order so far has asked for a control variate.
+        impure: Facilities whose updates come without `lr_sum`.
+        controls: Facilities that were sent a control variate.
+        gave_up: The strategy ended the run before its first version.
     """
 
     strategy: Strategy
     facilities: tuple[str, ...]
     bases: dict[str, int] = field(default_factory=dict)
-    controls: bool = False
+    impure: frozenset[str] = frozenset()
+    controls: set[str] = field(default_factory=set)
+    gave_up: bool = False
     _jobs: dict[str, _Job] = field(default_factory=dict)
     _timers: dict[str, float] = field(default_factory=dict)
     _sums: list[Aggregate] = field(default_factory=list)
@@ -189,10 +198,12 @@ class Rehearsal:
                 self._timers.pop(command.timer, None)
             case Finish():
                 self._over = True
+                self.gave_up = self._newest == 0
 
     def _begin(self, command: Assign) -> None:
         order = command.order
-        self.controls = self.controls or bool(order.control)
+        if order.control:
+            self.controls.add(command.facility)
         job = _Job(command.facility, order.assignment, order.steps or 1, self._newest)
         self._jobs[order.assignment] = job
         self._events.append(
@@ -210,6 +221,9 @@ class Rehearsal:
     def _arrival(self, job: _Job) -> UpdateArrived:
         del self._jobs[job.assignment]
         self.bases[update_ref(job.assignment)] = job.base
+        metrics = {"train_loss": 1.0, "eval_loss": 1.0}
+        if job.facility not in self.impure:
+            metrics["lr_sum"] = 0.01 * job.steps
         return UpdateArrived(
             at=self._later(),
             facility=job.facility,
@@ -219,7 +233,7 @@ class Rehearsal:
             samples=job.steps,
             partial=False,
             bytes=1,
-            metrics={"train_loss": 1.0, "eval_loss": 1.0, "lr_sum": 0.01 * job.steps},
+            metrics=metrics,
             timings={"train_s": _STEP_S, "startup_s": 1.0, "transfer_s": 1.0},
         )
 

@@ -41,6 +41,7 @@ def make_plan(spec: FederationSpec) -> Plan:
         facilities=tuple(spec.facilities),
         stop=Stop(
             rounds=spec.stop.rounds,
+            updates=spec.stop.updates,
             wall_clock=spec.stop.wall_clock,
             node_hours=spec.stop.node_hours,
             target_metric=target.metric if target else "eval_loss",

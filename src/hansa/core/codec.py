@@ -6,7 +6,7 @@ missing, unknown or can't be read as its type is an error, never a default.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast, get_args
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
@@ -27,12 +27,16 @@ _ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {
     kind: TypeAdapter(with_config(_STRICT)(kind))
     for kind in (*_EVENTS.values(), *_COMMANDS.values())
 }
+_FIELDS: dict[type[Any], Callable[..., dict[str, Any]]] = {
+    kind: adapter.serializer.to_python for kind, adapter in _ADAPTERS.items()
+}
 
 
 def to_json(thing: Event | Command) -> dict[str, Any]:
     """Return an event or a command as plain JSON data."""
-    fields = _ADAPTERS[type(thing)].dump_python(thing, mode="json")
-    return {"type": type(thing).__name__, "schema": SCHEMA, **fields}
+    kind = type(thing)
+    fields = _FIELDS[kind](thing, mode="json")
+    return {"type": kind.__name__, "schema": SCHEMA, **fields}
 
 
 def event_from_json(data: Mapping[str, Any]) -> Event:

@@ -5,12 +5,11 @@ Ids are deterministic, so issuing a command twice does it once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from hansa.core.recipes import LINEAR, PLAIN, Optimizer, Reducer
+from hansa.core.records import record
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class Term:
     """One summand of an aggregation: `coefficient` times what `ref` points at.
 
@@ -22,7 +21,7 @@ class Term:
     coefficient: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class WorkOrder:
     """What one facility is asked to do.
 
@@ -51,7 +50,7 @@ class WorkOrder:
     control: str = ""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class Assign:
     """Give a facility an order."""
 
@@ -59,7 +58,7 @@ class Assign:
     order: WorkOrder
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class Withdraw:
     """Take an order back; its job is cancelled, its update no longer wanted."""
 
@@ -68,7 +67,7 @@ class Withdraw:
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class Begin:
     """Tell a job that waits for the others (`JobWaiting`) to begin."""
 
@@ -76,7 +75,7 @@ class Begin:
     assignment: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class StateSum:
     """A stored state to make together with a version: a weighted sum of terms.
 
@@ -88,7 +87,7 @@ class StateSum:
     terms: tuple[Term, ...]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class Aggregate:
     """Make `version` from the weighted sum of `terms`, added up in this order.
 
@@ -108,7 +107,7 @@ class Aggregate:
     states: tuple[StateSum, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class Evaluate:
     """Measure a version on the shared test split, at a facility."""
 
@@ -116,7 +115,7 @@ class Evaluate:
     order: WorkOrder
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class SetTimer:
     """Ask for `TimerFired(timer)` after some seconds; replaces one of that name."""
 
@@ -124,14 +123,14 @@ class SetTimer:
     after: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class ClearTimer:
     """Forget a timer; harmless when there is none."""
 
     timer: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class Finish:
     """End the run: `done`, `partial` or `failed`."""
 

@@ -8,12 +8,13 @@ subtracted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from hansa.core.commands import Term
+from hansa.core.records import record
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class RunStarted:
     """The run exists. `started` is the server's unix time, for people."""
 
@@ -25,14 +26,14 @@ class RunStarted:
     started: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class RunResumed:
     """A coordinator took up the journal again."""
 
     at: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class FacilityReady:
     """A facility that was lost answers again."""
 
@@ -40,7 +41,7 @@ class FacilityReady:
     facility: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class FacilityLost:
     """A facility has not answered, or not worked, for longer than patience allows."""
 
@@ -50,7 +51,7 @@ class FacilityLost:
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class ModelStaged:
     """A version, or a state that was made with it, now lies in a facility's mailbox.
 
@@ -71,7 +72,7 @@ class ModelStaged:
         return f"{self.state} of {version}" if self.state else version
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class JobQueued:
     """The facility's scheduler accepted a job, or a job of its took the order on.
 
@@ -95,7 +96,7 @@ class JobQueued:
     spared: int = -1
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class JobWaiting:
     """A job runs and waits for the word to begin, so that all begin together."""
 
@@ -107,7 +108,7 @@ class JobWaiting:
     queue_wait: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class JobRequeued:
     """The scheduler took a running job back into its queue (preempted, node lost).
 
@@ -127,7 +128,7 @@ class JobRequeued:
     restarts: int = 0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class JobStarted:
     """A job runs and has bound a version; `queue_wait` seconds by its scheduler.
 
@@ -143,7 +144,7 @@ class JobStarted:
     queue_wait: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class JobEnded:
     """A job left the scheduler. `run_s` and `node_hours` by the scheduler's records.
 
@@ -162,7 +163,7 @@ class JobEnded:
     node_hours: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class UpdateArrived:
     """A verified update lies in the store.
 
@@ -189,7 +190,7 @@ class UpdateArrived:
     timings: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class AssignmentFailed:
     """An assignment is over without a result, after all of the lane's own retries."""
 
@@ -201,7 +202,7 @@ class AssignmentFailed:
     transient: bool
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class VersionPublished:
     """A new global version is on disk; `terms` say exactly what it was made of."""
 
@@ -213,7 +214,7 @@ class VersionPublished:
     terms: tuple[Term, ...]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class AggregateFailed:
     """A version can't be made of what was asked for, as when the sum overflows."""
 
@@ -223,7 +224,7 @@ class AggregateFailed:
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class EvaluationReported:
     """A version's test loss: the mean over tasks, and by task."""
 
@@ -236,7 +237,7 @@ class EvaluationReported:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class TimerFired:
     """A timer set by `SetTimer` ran out."""
 
@@ -244,7 +245,7 @@ class TimerFired:
     timer: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class BudgetReached:
     """A stop condition of the plan holds; derived by the core, never journaled."""
 
@@ -253,7 +254,7 @@ class BudgetReached:
     detail: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class OperatorAsked:
     """A person asked for something: `stop` or `cancel`."""
 
@@ -261,7 +262,7 @@ class OperatorAsked:
     request: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class RunFinished:
     """The run is over: `done`, `partial` (not all facilities) or `failed`."""
 

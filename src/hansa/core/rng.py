@@ -13,7 +13,7 @@ Key = str | int
 
 def derive_seed(*keys: Key) -> int:
     """Return a 63-bit seed for this list of keys."""
-    text = "\x1f".join(f"{type(key).__name__}:{key}" for key in keys)
+    text = "\x1f".join([f"{type(key).__name__}:{key}" for key in keys])
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 

@@ -17,6 +17,7 @@ from hansa.core.events import Event
 
 _HEAD = b'{"crc":"%08x",'
 _HEAD_LENGTH = len(_HEAD % 0)
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,13 @@ class Record:
 
 def encode(record: Record) -> bytes:
     """Return the whole line, newline included; pure ASCII."""
-    fields = {
-        "seq": record.seq,
-        "digest": record.digest,
-        "event": _plain(codec.to_json(record.event)),
-    }
-    body = json.dumps(fields, separators=(",", ":"), allow_nan=False).encode("ascii")
+    event = codec.to_json(record.event)
+    fields = {"seq": record.seq, "digest": record.digest, "event": event}
+    try:
+        text = _ENCODER.encode(fields)
+    except ValueError:  # JSON lacks a number that is in it
+        text = _ENCODER.encode({**fields, "event": _plain(event)})
+    body = text.encode("ascii")
     return _HEAD % zlib.crc32(body) + body[1:] + b"\n"
 
 

@@ -40,7 +40,10 @@ from hansa.core.events import (
     Event,
     FacilityLost,
     FacilityReady,
+    JobEnded,
+    JobQueued,
     JobStarted,
+    ModelStaged,
     TimerFired,
     UpdateArrived,
     VersionPublished,
@@ -50,6 +53,8 @@ from hansa.core.units import Seconds
 from hansa.strategy.base import StrategyContext
 from hansa.strategy.estimates import FacilityEstimates
 from hansa.strategy.options import StrategyOptions
+
+_OF_JOBS = (JobQueued, JobStarted, JobEnded, ModelStaged)
 
 PATIENCE = "patience"
 AGAIN = "again-"
@@ -63,6 +68,7 @@ class ArrivalOptions(StrategyOptions):
     max_staleness: int | None = Field(
         None,
         ge=0,
+        strict=True,
         description="drop updates whose base is more than this many versions old; "
         "without it none is too old",
     )
@@ -108,6 +114,10 @@ class Work:
     steps: int | None = None
     lr_scale: float = 1.0
     proximal: float = 0.0
+    control: str = ""
+
+
+_NOTHING_SPECIAL = Work()
 
 
 @dataclass(slots=True)
@@ -121,6 +131,7 @@ class Place:
         open: Its open order; None: it has nothing to do.
         given: The newest version when that order was given.
         waited: Seconds that the order's jobs waited in the queue.
+        began: When a job of the order was last seen to start; None: not yet.
         number: Number of the order, from 1; one that brought nothing is given again.
         attempt: Attempts at it so far.
         first: Steps that the facility's delivered updates are made of.
@@ -136,6 +147,7 @@ class Place:
     open: WorkOrder | None = None
     given: int = 0
     waited: float = 0.0
+    began: float | None = None
     number: int = 1
     attempt: int = 0
     first: int = 0
@@ -191,7 +203,7 @@ class Arrivals(ABC):
 
     def plan(self, facility: str, at: float) -> Work:
         """Return what the next order of a facility asks for."""
-        return Work()
+        return _NOTHING_SPECIAL
 
     def ranked(self, facilities: list[str]) -> list[str]:
         """Return idle facilities in the order in which they get their orders."""
@@ -244,7 +256,7 @@ class Arrivals(ABC):
 
     def still_held(self, notes: Mapping[str, Note]) -> dict[str, Note]:
         """Return those notes on updates, by assignment, that may still be used."""
-        held = self.holds()
+        held = self.holds() if notes else ()
         return {name: note for name, note in notes.items() if update_ref(name) in held}
 
     def staleness(self, update: UpdateArrived) -> int:
@@ -266,6 +278,10 @@ class Arrivals(ABC):
 
     def handle(self, event: Event) -> list[Command]:
         """See `hansa.strategy.base.Strategy.handle`."""
+        if isinstance(event, _OF_JOBS):  # most are, and leave nothing to decide
+            if isinstance(event, JobStarted):
+                self._started(event)
+            return []
         self._out = []
         self._absorb(event)
         if self.newest >= 0 and not self._over:
@@ -304,13 +320,11 @@ class Arrivals(ABC):
     # Events.
 
     def _absorb(self, event: Event) -> None:
-        match event:
-            case VersionPublished():
-                self._published(event)
+        match event:  # the most frequent first
             case UpdateArrived():
                 self._arrived(event)
-            case JobStarted():
-                self._started(event)
+            case VersionPublished():
+                self._published(event)
             case AssignmentFailed():
                 self._failed(event)
             case FacilityLost():
@@ -356,6 +370,7 @@ class Arrivals(ABC):
         place = self.places.get(event.facility)
         if place and place.open and place.open.assignment == event.assignment:
             place.waited += event.queue_wait
+            place.began = event.at
             place.estimates.see(event)
 
     def _failed(self, event: AssignmentFailed) -> None:
@@ -412,11 +427,13 @@ class Arrivals(ABC):
     def _make_next(self, at: float) -> None:
         while self._ready and not self._making:
             batch = self._ready.pop(0)
-            fresh = [update for update in batch if not self._is_too_stale(update)]
+            fresh = []
             for update in batch:
-                if update not in fresh:
+                if self._is_too_stale(update):
                     self.places[update.facility].stale += 1
                     self._settle(update)
+                else:
+                    fresh.append(update)
             if fresh:
                 self._making = tuple(fresh)
                 self._out.append(self.aggregate(fresh))
@@ -435,7 +452,7 @@ class Arrivals(ABC):
     def _assign(self, facility: str, at: float) -> None:
         place, work = self.places[facility], self.plan(facility, at)
         place.attempt += 1
-        place.given, place.waited = self.newest, 0.0
+        place.given, place.waited, place.began = self.newest, 0.0, None
         place.open = WorkOrder(
             assignment=assignment_id("train", place.number, facility, place.attempt),
             kind="train",
@@ -444,6 +461,7 @@ class Arrivals(ABC):
             first=None if work.steps is None else place.first,
             lr_scale=work.lr_scale,
             proximal=work.proximal,
+            control=work.control,
         )
         self._out.append(Assign(facility=facility, order=place.open))
 

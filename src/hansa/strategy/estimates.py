@@ -36,18 +36,20 @@ class Estimate:
         decay: Weight of an observation relative to the next one, in (0, 1].
     """
 
-    __slots__ = ("_decay", "_seen")
+    __slots__ = ("_known", "_seen", "_weights")
 
     def __init__(self, decay: float = DECAY) -> None:
         if not 0.0 < decay <= 1.0:
             raise ValueError(f"a decay of {decay} is not in (0, 1]")
-        self._decay = decay
         self._seen: deque[float] = deque(maxlen=WINDOW)
+        self._weights = [decay**age for age in range(WINDOW)]
+        self._known: dict[float, float | None] = {}
 
     def see(self, value: float) -> None:
         """Take an observation in; what is no finite number is not one."""
         if isfinite(value):
             self._seen.append(value)
+            self._known.clear()
 
     @property
     def median(self) -> float | None:
@@ -56,10 +58,12 @@ class Estimate:
 
     def quantile(self, q: float) -> float | None:
         """Return the weighted quantile for `q` in 0 to 1; None if nothing was seen."""
-        newest = len(self._seen) - 1
-        weighed = sorted(
-            (value, self._decay ** (newest - i)) for i, value in enumerate(self._seen)
-        )
+        if q not in self._known:
+            self._known[q] = self._quantile(q)
+        return self._known[q]
+
+    def _quantile(self, q: float) -> float | None:
+        weighed = sorted(zip(reversed(self._seen), self._weights, strict=False))
         rest = q * sum(weight for _, weight in weighed)
         for value, weight in weighed:
             rest -= weight

@@ -49,6 +49,7 @@ class FedBuffOptions(MixingOptions):
     k: int | None = Field(
         None,
         ge=1,
+        strict=True,
         description="number of updates that make a version",
         json_schema_extra={"x-default": "half of the facilities, rounded up"},
     )

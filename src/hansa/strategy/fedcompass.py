@@ -62,8 +62,12 @@ from hansa.strategy.staleness import DiscountOptions
 class FedCompassOptions(DiscountOptions):
     """Keys of `strategy: {name: fedcompass}`."""
 
-    min_steps: int = Field(20, ge=1, description="fewest local steps of an order")
-    max_steps: int = Field(100, ge=1, description="most local steps of an order")
+    min_steps: int = Field(
+        20, ge=1, strict=True, description="fewest local steps of an order"
+    )
+    max_steps: int = Field(
+        100, ge=1, strict=True, description="most local steps of an order"
+    )
     latest_factor: float = Field(
         1.5,
         ge=1,

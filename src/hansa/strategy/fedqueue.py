@@ -89,7 +89,9 @@ class FedQueueOptions(ArrivalOptions):
     tolerance: float = Field(
         0.15, ge=0, description="share of t_sync by which a round may last longer"
     )
-    min_steps: int = Field(20, ge=1, description="fewest local steps of an order")
+    min_steps: int = Field(
+        20, ge=1, strict=True, description="fewest local steps of an order"
+    )
     lr_clip_low: float = Field(
         0.25, gt=0, le=1, description="smallest factor on a learning rate"
     )

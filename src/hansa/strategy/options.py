@@ -52,12 +52,14 @@ class ReducerOptions(StrategyOptions):
     byzantine: int | None = Field(
         None,
         ge=0,
+        strict=True,
         description="`krum`: f, the updates that may be arbitrary; it needs 2 f + 3",
         json_schema_extra={"x-default": "`0`"},
     )
     keep: int | None = Field(
         None,
         ge=1,
+        strict=True,
         description="`krum`: how many updates are averaged; with f of them arbitrary, "
         "at most all but f",
         json_schema_extra={"x-default": "`1`"},

@@ -37,6 +37,10 @@ from hansa.core.events import (
     Event,
     FacilityLost,
     FacilityReady,
+    JobEnded,
+    JobQueued,
+    JobStarted,
+    ModelStaged,
     TimerFired,
     UpdateArrived,
     VersionPublished,
@@ -44,6 +48,8 @@ from hansa.core.events import (
 from hansa.core.ids import assignment_id, update_ref
 from hansa.strategy.base import StrategyContext
 from hansa.strategy.options import RoundOptions, least_updates
+
+_OF_JOBS = (JobQueued, JobStarted, JobEnded, ModelStaged)
 
 
 @dataclass(slots=True)
@@ -148,11 +154,13 @@ class Rounds(ABC):
 
     def handle(self, event: Event) -> list[Command]:
         """See `hansa.strategy.base.Strategy.handle`."""
-        match event:
-            case VersionPublished():
-                return self._open(event.version + 1)
+        if isinstance(event, _OF_JOBS):
+            return []
+        match event:  # the most frequent first
             case UpdateArrived():
                 return self._arrived(event)
+            case VersionPublished():
+                return self._open(event.version + 1)
             case AssignmentFailed():
                 return self._failed(event)
             case FacilityLost():

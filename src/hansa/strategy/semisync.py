@@ -81,7 +81,10 @@ class SemiSyncOptions(AveragingOptions):
     )
     a: float = Field(0.5, ge=0, description="late updates count 1 / (1 + staleness)^a")
     max_staleness: int = Field(
-        5, ge=0, description="updates that are staler, in versions, are not used"
+        5,
+        ge=0,
+        strict=True,
+        description="updates that are staler, in versions, are not used",
     )
 
     @model_validator(mode="after")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from hansa.coordinator.budgets import WALL_CLOCK
@@ -15,6 +17,7 @@ from hansa.core.commands import (
     Evaluate,
     Finish,
     SetTimer,
+    Term,
     Withdraw,
 )
 from hansa.core.events import (
@@ -183,6 +186,17 @@ def test_node_hours_add_up_and_end_the_run() -> None:
     assert kinds(feed(core, published(1))) == [Evaluate]
     (finish,) = feed(core, evaluated(1))
     assert finish == Finish(outcome="done", reason="1.00 node-hours are spent.")
+
+
+def test_updates_end_the_run_and_the_last_one_still_counts() -> None:
+    core = make(stop=Stop(updates=3))
+    feed(core, STARTED, published(0), evaluated(0), update("a", 1))
+    assert kinds(feed(core, update("a", 1))) == []  # told twice, counted once
+    feed(core, update("b", 1), published(1), evaluated(1))
+    assert kinds(feed(core, update("a", 2))) == [Withdraw, Aggregate]
+    assert kinds(feed(core, published(2))) == [Evaluate]
+    (finish,) = feed(core, evaluated(2))
+    assert finish == Finish(outcome="done", reason="3 updates have come.")
 
 
 @pytest.mark.parametrize(
@@ -638,3 +652,14 @@ def test_a_job_that_waits_already_is_enough() -> None:
     feed(core, STARTED, published(0), queued("ahead-0001-a-1", "a"), queued(A1, "a"))
     feed(core, started(A1, "a"))
     assert not core.calls_ahead("a")
+
+
+def test_what_is_spent_can_be_asked_of_a_few() -> None:
+    core = make()
+    feed(core, STARTED, published(0), update("a", 1), update("b", 1))
+    terms = tuple(Term(ref=f"update/{name}", coefficient=0.5) for name in (A1, B1))
+    feed(core, replace(published(1), terms=terms), evaluated(0))
+    everything = core.spent()
+    assert {A1, B1} < everything
+    assert core.spent([A1, "train-0002-a-1"]) == {A1}
+    assert core.spent([]) == set()

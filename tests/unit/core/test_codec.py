@@ -7,6 +7,7 @@ from typing import get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from hansa.core.codec import command_from_json, event_from_json, to_json
 from hansa.core.commands import Command
@@ -80,3 +81,21 @@ def test_a_missing_field_is_refused() -> None:
     del data["timer"]
     with pytest.raises(JournalCorrupt, match="field timer"):
         event_from_json(data)
+
+
+@pytest.mark.parametrize("kind", EVENTS + COMMANDS, ids=lambda kind: kind.__name__)
+@given(data=st.data())
+def test_the_json_form_is_that_of_the_fields_as_declared(
+    kind: type, data: st.DataObject
+) -> None:
+    thing = data.draw(st.from_type(kind))
+    fields = TypeAdapter(kind).dump_python(thing, mode="json")
+    told = to_json(thing)
+    assert list(told) == ["type", "schema", *(f.name for f in dataclasses.fields(kind))]
+    words = {"type": kind.__name__, "schema": 1, **fields}
+    assert json.dumps(told) == json.dumps(words)
+
+
+def test_a_whole_number_in_the_place_of_another_is_written_as_that() -> None:
+    event = TimerFired(at=2, timer="t")
+    assert json.dumps(to_json(event)["at"]) == "2.0"

@@ -11,11 +11,13 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hansa.core.codec import to_json
 from hansa.core.errors import (
     JournalCorrupt,
     JournalError,
@@ -341,3 +343,18 @@ def test_a_loss_that_is_nan_can_be_journaled(tmp_path: Path, lease: Lease) -> No
     (record,) = read(tmp_path / "j")
     assert isinstance(record.event, UpdateArrived)
     assert math.isnan(record.event.metrics["eval_loss"])
+
+
+@given(st.one_of([st.from_type(kind) for kind in get_args(Event)]))
+def test_a_line_is_the_compact_json_of_its_record(event: Event) -> None:
+    def plain(value: object) -> object:
+        if isinstance(value, float) and not math.isfinite(value):
+            return str(value)
+        if isinstance(value, dict):
+            return {key: plain(one) for key, one in value.items()}
+        return [plain(one) for one in value] if isinstance(value, list) else value
+
+    record = {"seq": 7, "digest": "d", "event": plain(to_json(event))}
+    body = json.dumps(record, separators=(",", ":")).encode("ascii")
+    head = b'{"crc":"%08x",' % zlib.crc32(body)
+    assert encode(Record(7, "d", event)) == head + body[1:] + b"\n"

@@ -20,7 +20,10 @@ from hansa.store.reference import (
     run_reference,
 )
 
-needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no compiler")
+needs_compiler = pytest.mark.skipif(
+    shutil.which("cc") is None,
+    reason="the yardstick is a C loop, and no C compiler (cc) is installed",
+)
 
 
 @pytest.mark.integration

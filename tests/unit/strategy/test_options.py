@@ -18,7 +18,11 @@ from hansa.core.recipes import (
 )
 from hansa.strategy.base import StrategyContext
 from hansa.strategy.fedavg import FedAvg, FedAvgOptions
-from hansa.strategy.options import AveragingOptions
+from hansa.strategy.fedbuff import FedBuffOptions
+from hansa.strategy.fedcompass import FedCompassOptions
+from hansa.strategy.fedqueue import FedQueueOptions
+from hansa.strategy.options import AveragingOptions, StrategyOptions
+from hansa.strategy.semisync import SemiSyncOptions
 
 
 def reducer(value: Any) -> Reducer:
@@ -154,3 +158,28 @@ def test_a_round_that_ends_at_once_is_refused() -> None:
 def test_a_duration_may_not_be_endless() -> None:
     with pytest.raises(ValidationError, match="finite"):
         FedAvgOptions.model_validate({"deadline": float("inf")})
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        (FedAvgOptions, "quorum"),
+        (FedBuffOptions, "k"),
+        (FedBuffOptions, "max_staleness"),
+        (FedCompassOptions, "min_steps"),
+        (FedCompassOptions, "max_steps"),
+        (FedQueueOptions, "min_steps"),
+        (SemiSyncOptions, "quorum"),
+        (SemiSyncOptions, "max_staleness"),
+    ],
+)
+def test_true_is_no_number(options: type[StrategyOptions], key: str) -> None:
+    assert options.model_validate({key: 20})
+    with pytest.raises(ValidationError, match=rf"{key}\n +Input should be a valid int"):
+        options.model_validate({key: True})
+
+
+@pytest.mark.parametrize("key", ["byzantine", "keep"])
+def test_true_is_no_number_of_updates(key: str) -> None:
+    with pytest.raises(ValidationError, match="valid integer"):
+        reducer({"name": "krum", key: True})
