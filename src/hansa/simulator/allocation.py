@@ -46,8 +46,8 @@ class Owner(Protocol):
         """Take an order's result in."""
         ...
 
-    def ended(self, job: Allocation, left: list[Order]) -> None:
-        """See that the job is over, and with it what was left of its orders."""
+    def ended(self, job: Allocation, order: Order | None, behind: list[Order]) -> None:
+        """See that the job is over, with the order at work and those behind it."""
         ...
 
     def waits(self, job: Allocation, order: Order) -> float:
@@ -82,10 +82,14 @@ class Allocation:
         number: Which job of the assignment.
         ask: What it asks for.
         id_: The scheduler's id.
+
+    Attributes:
+        key: Id of the job, as ``train-0003-polaris-1.1``.
     """
 
     __slots__ = (
         "_due",
+        "_last",
         "ask",
         "assignment",
         "at_work",
@@ -93,6 +97,7 @@ class Allocation:
         "failures",
         "id",
         "idle",
+        "key",
         "leaving",
         "number",
         "orders",
@@ -100,7 +105,6 @@ class Allocation:
         "patience",
         "queue",
         "ran_at",
-        "served",
         "state",
         "submitted",
     )
@@ -117,11 +121,11 @@ class Allocation:
         self.owner = owner
         self.queue = queue
         self.assignment, self.number, self.id = assignment, number, id_
+        self.key = job_key(assignment, number)
         self.ask = ask
         self.state = JobState.QUEUED
         self.orders: list[Order] = []
         self.at_work: Order | None = None
-        self.served = 0
         self.leaving = self.idle = False
         self.submitted = owner.heap.now
         self.ran_at: float | None = None
@@ -130,14 +134,10 @@ class Allocation:
         self.patience.save_s = owner.speed.save
         self.failures: tuple[Due, ...] = ()
         self._due: Due | None = None
+        self._last: Due | None = None
         self.entry = Entry(
             self.key, ask.nodes, ask.walltime, self.submitted, self._start
         )
-
-    @property
-    def key(self) -> str:
-        """Id of the job."""
-        return job_key(self.assignment, self.number)
 
     @property
     def queue_wait(self) -> float:
@@ -156,14 +156,15 @@ class Allocation:
         """Tell whether an order may be handed to it."""
         if self.state.final or self.leaving or nodes != self.ask.nodes:
             return False
-        if len(self.orders) + (self.at_work is not None) > MOST_AHEAD:
-            return False
-        first = self.ask.ahead is not None and not self._has_had_any and order.trains
-        return self.ask.linger > 0 or first
+        if self.ask.linger > 0:
+            return self.pending <= MOST_AHEAD
+        is_first = not (self.pending or self.patience.orders)
+        return self.ask.ahead is not None and is_first and order.trains
 
     @property
-    def _has_had_any(self) -> bool:
-        return bool(self.served or self.orders or self.at_work)
+    def pending(self) -> int:
+        """How many of its orders are not over."""
+        return len(self.orders) + (self.at_work is not None)
 
     def give(self, order: Order) -> None:
         """Hand an order over; it begins when its turn comes."""
@@ -186,7 +187,11 @@ class Allocation:
         self.state, self.ran_at = JobState.RUNNING, now
         self.patience.walltime = Walltime(now + self.ask.walltime, self.ask.walltime)
         self._in(owner.speed.startup, self._next)
+        self._last = owner.heap.after(self.ask.walltime, self._time_out)
         owner.started(self)
+
+    def _time_out(self) -> None:
+        self.break_off(JobState.TIMEOUT, warned=False)
 
     def _in(self, seconds: float, call: Call) -> None:
         """Let only one thing come next: it replaces what was due."""
@@ -207,9 +212,8 @@ class Allocation:
             return
         order = self.at_work = self.orders.pop(0)
         speed = owner.speed
-        order.startup_s = speed.handover if self.served else speed.startup
+        order.startup_s = speed.startup if own else speed.handover
         order.taken, order.began = now, None
-        self.served += 1
         hold = owner.waits(self, order)
         if hold > 0:
             self._in(hold, self._begin)
@@ -252,7 +256,7 @@ class Allocation:
             self._in(owner.speed.evaluate, self._finish)
             return
         steps = self._plan(order, now)
-        if steps == 0 and order.steps > order.done:
+        if not order.planned:
             self.end(JobState.FAILED)  # there is no time for a single step
         else:
             self._in(steps * order.pace + owner.speed.save, self._finish)
@@ -274,16 +278,18 @@ class Allocation:
         if not order.trains:
             self._deliver(order, 0)
             return
-        order.train_s += (order.planned - order.done) * order.pace
         local = owner.speed.evaluate_local
         if local and order.planned == order.steps:
-            self._in(local, lambda: self._deliver(order, order.planned))
+            left = self.patience.walltime.deadline(self.patience.save_s) or inf
+            order.eval_s = max(0.0, min(local, left - owner.heap.now))
+            self._in(order.eval_s, lambda: self._deliver(order, order.planned))
         else:
             self._deliver(order, order.planned)
 
     def _deliver(self, order: Order, steps: int) -> None:
         """Hand the result over, and turn to what comes next."""
         self.at_work = None
+        order.train_s += (steps - order.done) * order.pace
         self.patience.finished(self.owner.heap.now - order.taken)
         self.owner.delivered(order, steps)
         if steps < order.steps:
@@ -302,9 +308,11 @@ class Allocation:
             self.end(JobState.CANCELLED)
         elif order is self.at_work:
             self.at_work = None
+            self.patience.finished(self.owner.heap.now - order.taken)
             self._in(self.owner.speed.handover, self._next)
         elif order in self.orders:
             self.orders.remove(order)
+            self.patience.finished(0.0)
 
     def break_off(self, state: JobState, *, warned: bool) -> None:
         """Lose the nodes; a job that was warned delivers the steps that it has."""
@@ -312,8 +320,8 @@ class Allocation:
         if order is not None and order.trains and order.began is not None:
             ran = self.owner.heap.now - order.began
             steps = order.steps_after(ran)
-            if warned and steps > order.done:
-                order.train_s += ran
+            if warned and steps:
+                order.train_s += (steps - order.done) * order.pace
                 self.at_work = None
                 self.owner.delivered(order, steps)
             else:
@@ -333,6 +341,8 @@ class Allocation:
             self._due = None
         for failure in self.failures:
             failure.cancel()
-        left = ([self.at_work] if self.at_work is not None else []) + self.orders
+        if self._last is not None:
+            self._last.cancel()
+        order, behind = self.at_work, self.orders
         self.at_work, self.orders = None, []
-        self.owner.ended(self, left)
+        self.owner.ended(self, order, behind)

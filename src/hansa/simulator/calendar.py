@@ -93,6 +93,8 @@ class Calendar:
         Raises:
             SimulationError: They are never over.
         """
+        if not self._spans:
+            return None
         free = self._free(at, 0.0)
         if free is None:
             raise SimulationError(

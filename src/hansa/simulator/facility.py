@@ -9,15 +9,16 @@ happened.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 
 from hansa.coordinator.trouble import Next, Trouble, When, next_step
 from hansa.core.commands import WorkOrder
 from hansa.core.errors import HansaError
 from hansa.core.events import (
     AssignmentFailed,
-    Event,
     FacilityLost,
     FacilityReady,
     JobEnded,
@@ -29,6 +30,7 @@ from hansa.core.events import (
 from hansa.core.ids import assignment_id, is_ahead
 from hansa.core.retry import RetryPolicy
 from hansa.scheduler.base import JobState
+from hansa.simulator.accounts import Accounts
 from hansa.simulator.allocation import Allocation, Ask
 from hansa.simulator.machine import Machine
 from hansa.simulator.order import Order
@@ -44,22 +46,9 @@ _TROUBLES = {
     JobState.PREEMPTED: Trouble.PREEMPTED,
     JobState.NODE_FAIL: Trouble.NODE_FAIL,
     JobState.TIMEOUT: Trouble.TIMEOUT,
-    JobState.CANCELLED: Trouble.DELETED,
+    JobState.CANCELLED: Trouble.ASKED,
 }
 _RETRY = RetryPolicy()
-
-
-@dataclass(slots=True)
-class Accounts:
-    """What the facility's jobs have cost, in node-seconds, and who still runs."""
-
-    ended: float = 0.0
-    running: dict[str, Allocation] = field(default_factory=dict)
-
-    def node_hours(self) -> float:
-        """Return the node-hours used up to now, jobs that run included."""
-        live = sum(job.ask.nodes * job.run_s for job in self.running.values())
-        return (self.ended + live) / 3600.0
 
 
 class SimulatedFacility:
@@ -89,12 +78,12 @@ class SimulatedFacility:
         self.speed, self.machine = simulation.speed, machine
         self.accounts = Accounts()
         self._plan, self._simulation = plan, simulation
-        self._queue, self._weather = queue, weather
+        self.queue, self._weather = queue, weather
         self._when = When(**plan.when.model_dump())
         self._staging = Staging(name, world)
         self._orders: dict[str, Order] = {}
         self._jobs: dict[str, Allocation] = {}
-        self._blocked: list[Callable[[], None]] = []
+        self._blocked: deque[Order] = deque()
         self._submitted = self._trained = 0
         self._unheard: dict[str, JobEnded] = {}
         weather.begin(self)
@@ -105,16 +94,16 @@ class SimulatedFacility:
         """Begin an order; one that is known is let be."""
         if what.assignment in self._orders:
             return
-        steps = 0
-        if what.kind == "train":
+        trains, steps = what.kind == "train", 0
+        if trains:
             steps = self._plan.work.steps if what.steps is None else what.steps
-        order = self._orders[what.assignment] = Order(what, steps)
+        order = self._orders[what.assignment] = Order(what, steps, trains)
         self._reachable(lambda: self._stage_for(order))
 
     def withdraw(self, assignment: str) -> None:
         """Give an order up and cancel its job; harmless if it is over."""
         order = self._orders.pop(assignment, None)
-        if order is None or order.over:
+        if order is None:
             return
         order.over = order.asked = True
         job = self._job_of(order)
@@ -130,10 +119,12 @@ class SimulatedFacility:
 
     def version_published(self) -> None:
         """Send the newest version ahead if an order that waits could still bind it."""
-        if self.world.late_binding and any(
-            order.base is None and order.trains for order in self._orders.values()
+        if (
+            self.world.late_binding
+            and any(o.base is None and o.trains for o in self._orders.values())
+            and self._weather.back(self.heap.now) is None
         ):
-            self._staging.version(self.world.core.newest, lambda: None)
+            self._staging.send_ahead()
 
     def bound(self) -> set[int]:
         """Return the versions that orders train from, or may yet bind."""
@@ -142,8 +133,12 @@ class SimulatedFacility:
 
     def queue_ahead(self) -> None:
         """Queue the next job ahead if it is time to, and none waits already."""
-        core, wait = self.world.core, self._plan.queue_ahead
-        if wait <= 0 or not (core.calls_ahead(self.name) and core.more_to_come):
+        if self._plan.queue_ahead > 0:
+            self._reachable(self._place_ahead)
+
+    def _place_ahead(self) -> None:
+        core = self.world.core
+        if not (core.calls_ahead(self.name) and core.more_to_come):
             return
         waiting = any(
             is_ahead(job.assignment) and job.ran_at is None
@@ -152,7 +147,8 @@ class SimulatedFacility:
         if waiting or self._is_full():
             return
         number = core.last_ahead(self.name) + 1
-        self._enter(assignment_id("ahead", number, self.name), 1, ahead=wait)
+        name = assignment_id("ahead", number, self.name)
+        self._enter(name, 1, ahead=self._plan.queue_ahead)
 
     def settle(self) -> None:
         """Let all jobs leave, as the run ends."""
@@ -168,35 +164,32 @@ class SimulatedFacility:
     # Staging.
 
     def _stage_for(self, order: Order) -> None:
-        version = self.world.core.newest
-        if order.what.version is not None:
-            version = order.what.version
-        self._staging.version(version, lambda: self._stage_control(order))
-
-    def _stage_control(self, order: Order) -> None:
-        control = order.what.control
-        if control:
-            self._staging.state(control, lambda: self._submit(order))
-        else:
-            self._submit(order)
+        self._staging.stage(order, lambda: self._submit(order))
 
     # Submitting.
 
     def _submit(self, order: Order) -> None:
         if order.over:
             return
-        host = next(
-            (job for job in self._jobs.values() if job.takes(order, self._nodes)), None
-        )
+        hosts = [job for job in self._jobs.values() if job.takes(order, self._nodes)]
+        if not hosts and self._is_full():
+            self._blocked.append(order)
+            return
         if not self.world.late_binding and order.trains and order.base is None:
             order.base, order.weights = self._staging.newest, self._staging.weights
-        if host is not None:
+        if hosts:  # the rule of `site.handover.choose`
+            host = min(hosts, key=lambda job: (job.ran_at is None, job.pending))
             self._emit_queued(order.what.assignment, order, host)
             host.give(order)
-        elif self._is_full():
-            self._blocked.append(lambda: self._submit(order))
         else:
             self._enter(order.what.assignment, order.number, order)
+
+    def _unblock(self) -> None:
+        """Submit orders that the full queue has kept waiting, while there is room."""
+        while self._blocked and not self._is_full():
+            order = self._blocked.popleft()
+            if not order.over:
+                self._reachable(partial(self._submit, order))
 
     def _enter(
         self,
@@ -208,7 +201,7 @@ class SimulatedFacility:
         self._submitted += 1
         job = Allocation(
             self,
-            self._queue,
+            self.queue,
             assignment,
             number,
             Ask(
@@ -317,13 +310,13 @@ class SimulatedFacility:
         """See `Owner.delivered`: the server collects what is there."""
         order.over = True
         if order.trains:
-            self.heap.after(
-                self._simulation.notice, lambda: self._send_up(order, steps)
-            )
+            self._once_heard(lambda: self._send_up(order, steps))
         else:
-            self.heap.after(self._simulation.notice, lambda: self._report(order))
+            self._once_heard(lambda: self._report(order))
 
     def _send_up(self, order: Order, steps: int) -> None:
+        if order.asked:
+            return
         self.world.network.send(
             self.name,
             self.world.training.update_bytes,
@@ -338,6 +331,7 @@ class SimulatedFacility:
         first = what.first
         if first is None:
             first = (what.round - 1) * order.steps
+        is_partial = steps < order.steps
         control = world.store.state(what.control) if what.control else None
         try:
             made = world.training.train(
@@ -366,7 +360,7 @@ class SimulatedFacility:
                 base=order.base or 0,
                 steps=steps,
                 samples=made.samples,
-                partial=steps < order.steps,
+                partial=is_partial,
                 bytes=world.training.update_bytes,
                 metrics=made.metrics,
                 timings={
@@ -374,48 +368,37 @@ class SimulatedFacility:
                     "startup_s": order.startup_s,
                     "transfer_s": transfer_s,
                     "write_s": self.speed.save,
+                    "eval_s": 0.0 if is_partial else order.eval_s,
                     "hold_s": order.hold_s,
                 },
             )
         )
 
     def _report(self, order: Order) -> None:
+        if order.asked:
+            return
         self._orders.pop(order.what.assignment, None)
         self.world.emit(evaluation(self.world, self.name, order.what, order.base or 0))
 
-    def ended(self, job: Allocation, left: list[Order]) -> None:
+    def ended(self, job: Allocation, order: Order | None, behind: list[Order]) -> None:
         """See `Owner.ended`: charge it, and find other jobs for its orders."""
         self._jobs.pop(job.key, None)
-        ran = job.run_s if job.key in self.accounts.running else 0.0
-        self.accounts.running.pop(job.key, None)
-        self.accounts.ended += job.ask.nodes * ran
-        notice = self._simulation.notice
-        self._unheard[job.key] = JobEnded(
-            at=self.heap.now + notice,
-            facility=self.name,
-            assignment=job.assignment,
-            number=job.number,
-            job=job.id,
-            state=job.state.value,
-            reason="",
-            queue_wait=job.queue_wait,
-            run_s=ran,
-            node_hours=job.ask.nodes * ran / 3600.0,
-        )
-        self.heap.after(notice, lambda: self._hear(job.key))
-        for order in left:
-            if not order.over:
-                broke = _TROUBLES.get(job.state, Trouble.BROKEN)
-                begun = order.began is not None
-                self._again(order, broke if begun else Trouble.REFUSED)
-        if self._blocked:
-            self._reachable(self._blocked.pop(0))
+        heard = self.heap.now + self._simulation.notice
+        self._unheard[job.key] = self.accounts.close(job, self.name, heard)
+        self._once_heard(lambda: self._hear(job.key))
+        if order is not None and not order.over:
+            self._again(order, _TROUBLES.get(job.state, Trouble.BROKEN))
+        for guest in behind:
+            if not guest.over:
+                self._again(guest, _TROUBLES.get(job.state, Trouble.REFUSED))
+        self._unblock()
 
     def _hear(self, key: str) -> None:
         """Tell the server, once, that a job has ended."""
         ended = self._unheard.pop(key, None)
         if ended is not None:
-            self.world.emit(ended)
+            late = self.heap.now > ended.at
+            self.world.emit(replace(ended, at=self.heap.now) if late else ended)
 
     # Troubles.
 
@@ -430,20 +413,24 @@ class SimulatedFacility:
             retries=self.world.retries,
         )
         if step is Next.GIVE_UP:
+            order.over = True
             words = f"Job {order.key} at {self.name} left no result ({trouble})."
-            self._fail(order, "WORKER", words, transient=True)
+            self._once_heard(lambda: self._fail(order, "WORKER", words, transient=True))
             return
         wait = _RETRY.delay(order.number, order.key)
         order.spared += step is Next.RESUME
         order.best = max(order.best, order.done)
         order.number += 1
-        order.began = None
+        if not order.done:  # without a checkpoint the next job binds anew
+            order.base = order.weights = None
         notice = self._simulation.notice
         self.heap.after(
             notice + wait, lambda: self._reachable(lambda: self._stage_for(order))
         )
 
     def _fail(self, order: Order, code: str, reason: str, *, transient: bool) -> None:
+        if order.asked:
+            return
         order.over = True
         self._orders.pop(order.what.assignment, None)
         self.world.emit(
@@ -464,6 +451,10 @@ class SimulatedFacility:
             call()
         else:
             self.heap.at(back, call)
+
+    def _once_heard(self, call: Callable[[], None]) -> None:
+        """Do what follows from something once the server has heard of it."""
+        self.heap.after(self._simulation.notice, lambda: self._reachable(call))
 
     def outage(self, until: float) -> None:
         """Lose all running jobs, and everybody's patience if it lasts."""
@@ -487,10 +478,15 @@ class SimulatedFacility:
 
     def _regain(self) -> None:
         self.world.emit(FacilityReady(at=self.heap.now, facility=self.name))
+        self.queue_ahead()
 
-    def _soon(self, event: Event) -> None:
+    def _soon(self, event: JobStarted | JobWaiting) -> None:
         """Tell the server of something when it hears of it."""
         if event.at > self.heap.now:
-            self.heap.at(event.at, lambda: self.world.emit(event))
-        else:
+            self.heap.at(event.at, lambda: self._soon(event))
+            return
+        back = self._weather.back(self.heap.now)
+        if back is None:
             self.world.emit(event)
+        else:
+            self._soon(replace(event, at=back))

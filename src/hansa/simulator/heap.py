@@ -11,10 +11,9 @@ Call = Callable[[], None]
 class Due:
     """A call that is due at some time and may be taken back."""
 
-    __slots__ = ("at", "call")
+    __slots__ = ("call",)
 
-    def __init__(self, at: float, call: Call) -> None:
-        self.at = at
+    def __init__(self, call: Call) -> None:
         self.call: Call | None = call
 
     def cancel(self) -> None:
@@ -34,9 +33,10 @@ class Heap:
 
     def at(self, time: float, call: Call) -> Due:
         """Ask for a call at a time; one that is over means now."""
-        due = Due(max(time, self.now), call)
+        time = time if time > self.now else self.now
+        due = Due(call)
         self._asked += 1
-        heappush(self._calls, (due.at, self._asked, due))
+        heappush(self._calls, (time, self._asked, due))
         return due
 
     def after(self, seconds: float, call: Call) -> Due:

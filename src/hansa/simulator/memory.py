@@ -78,6 +78,10 @@ class MemoryStore:
         """Return all that is there, as references of versions, updates and states."""
         return tuple(self._values)
 
+    def updates(self) -> tuple[str, ...]:
+        """Return the assignments whose updates are there."""
+        return tuple(self._updates.values())
+
     def put_update(self, assignment: str, delta: Vector | None) -> None:
         """Take in the update that an assignment delivered."""
         if delta is not None:

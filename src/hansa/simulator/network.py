@@ -85,9 +85,9 @@ class _Pool:
     def _finish(self) -> None:
         now = self._heap.now
         over = [transfer for transfer in self._moving if transfer.end <= now]
-        self._moving = [transfer for transfer in self._moving if transfer.end > now]
         for transfer in over:
             transfer.line.moving -= 1
+            self._moving.remove(transfer)
         self._due = None
         if self._moving:
             self._share()

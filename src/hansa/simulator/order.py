@@ -20,6 +20,7 @@ class Order:
     Attributes:
         what: What was asked.
         steps: Optimizer steps in all; 0 for an evaluation.
+        trains: Whether it asks for training.
         number: Which job of the assignment is at hand.
         spared: Earlier jobs that don't count as tries.
         base: The version that was bound; None before.
@@ -33,6 +34,7 @@ class Order:
         began: When it began to train, or to evaluate.
         startup_s: What the job at hand needed before its first step.
         hold_s: How long it waited for the word to begin.
+        eval_s: How long its own model was measured.
         serial: Number of the facility's training, from 1; for its speed.
         over: Delivered, failed or given up.
         asked: Given up because the server asked for it.
@@ -40,6 +42,7 @@ class Order:
 
     what: WorkOrder
     steps: int
+    trains: bool
     number: int = 1
     spared: int = 0
     base: int | None = None
@@ -53,6 +56,7 @@ class Order:
     began: float | None = None
     startup_s: float = 0.0
     hold_s: float = 0.0
+    eval_s: float = 0.0
     serial: int = 0
     over: bool = False
     asked: bool = False
@@ -66,8 +70,3 @@ class Order:
         """Return the steps that are done so long after it began."""
         steps = self.done + floor(seconds / self.pace + ROUNDING)
         return max(self.done, min(steps, self.planned))
-
-    @property
-    def trains(self) -> bool:
-        """Whether it asks for training."""
-        return self.what.kind == "train"

@@ -10,10 +10,16 @@ from hansa.coordinator.core import Coordinator
 from hansa.core.events import (
     EvaluationReported,
     Event,
+    JobEnded,
+    JobQueued,
     JobStarted,
+    ModelStaged,
     UpdateArrived,
     VersionPublished,
 )
+
+_UNSEEN = frozenset({ModelStaged, JobQueued, JobStarted})
+"""Events that tell an observer nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +57,10 @@ class Outcome:
         rounds: Updates that went into a version, by facility.
         late: Updates that went into none, by facility.
         staleness: How many applied updates were so many versions old.
-        queue_wait_s: Waits of the batch jobs, by facility.
+        queue_wait_s: Waits of the batch jobs that got their nodes, by facility, in the
+            order in which they ended.
         events: Events in the journal.
+        remarks: What a person should know of the data behind it, in sentences.
     """
 
     strategy: str
@@ -70,6 +78,7 @@ class Outcome:
     staleness: Mapping[int, int]
     queue_wait_s: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     events: int = 0
+    remarks: tuple[str, ...] = ()
 
     @property
     def final_loss(self) -> float | None:
@@ -89,8 +98,7 @@ class Observer:
     _events: int = 0
     _published: dict[int, tuple[float, float]] = field(default_factory=dict)
     _losses: list[Measured] = field(default_factory=list)
-    _arrived: dict[str, UpdateArrived] = field(default_factory=dict)
-    _applied: set[str] = field(default_factory=set)
+    _arrived: dict[str, tuple[str, int]] = field(default_factory=dict)
     _rounds: Counter[str] = field(default_factory=Counter)
     _staleness: Counter[int] = field(default_factory=Counter)
     _waits: dict[str, list[float]] = field(default_factory=dict)
@@ -99,16 +107,18 @@ class Observer:
     def __call__(self, event: Event) -> None:
         """See an event that was handled."""
         self._events += 1
+        if type(event) in _UNSEEN:
+            return
         match event:
             case UpdateArrived():
-                self._arrived[event.assignment] = event
+                self._arrived[event.assignment] = event.facility, event.base
                 self._all[event.facility] += 1
             case VersionPublished():
                 self._see_version(event)
-            case EvaluationReported():
+            case EvaluationReported() if event.losses:  # else nothing is trained
                 at, hours = self._published[event.version]
                 self._losses.append(Measured(at, event.version, event.loss, hours))
-            case JobStarted() if event.queue_wait or event.base < 0:
+            case JobEnded() if event.run_s or event.state != "CANCELLED":
                 waits = self._waits.setdefault(event.facility, [])
                 waits.append(event.queue_wait)
             case _:
@@ -117,13 +127,12 @@ class Observer:
     def _see_version(self, event: VersionPublished) -> None:
         self._published[event.version] = (event.at, self.node_hours())
         for term in event.terms:
-            update = self._arrived.get(term.ref.removeprefix("update/"))
             # A remembered update may enter many versions; it counts in its first.
-            if update is None or update.assignment in self._applied:
-                continue
-            self._applied.add(update.assignment)
-            self._rounds[update.facility] += 1
-            self._staleness[event.version - 1 - update.base] += 1
+            arrived = self._arrived.pop(term.ref.removeprefix("update/"), None)
+            if arrived is not None:
+                facility, base = arrived
+                self._rounds[facility] += 1
+                self._staleness[event.version - 1 - base] += 1
 
     def outcome(
         self, strategy: str, seed: int, core: Coordinator, target: float | None

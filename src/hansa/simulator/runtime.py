@@ -48,6 +48,9 @@ class VirtualRuntime:
         watchers: Told of every event after the core has handled it.
         aggregate_s: Seconds that making a version takes.
         at_server: Whether versions are measured at once, by nobody's job.
+
+    Attributes:
+        emit: Takes an event, to be handled after those that came before.
     """
 
     def __init__(
@@ -65,13 +68,10 @@ class VirtualRuntime:
         self._aggregate_s = aggregate_s
         self._at_server = at_server
         self._inbox: deque[Event] = deque()
+        self.emit: Callable[[Event], None] = self._inbox.append
         self._timers: dict[str, Due] = {}
         self._facilities: Mapping[str, SimulatedFacility] = {}
         self._world: World
-
-    def emit(self, event: Event) -> None:
-        """Take an event; it is handled after those that came before."""
-        self._inbox.append(event)
 
     def run(
         self,
@@ -87,15 +87,17 @@ class VirtualRuntime:
         self._world, self._facilities = world, facilities
         self._inbox.extend(opening)
         core, inbox, step = self._core, self._inbox, world.heap.step
-        while not core.outcome:
-            if inbox:
-                self._take(inbox.popleft())
-            elif not step():
+        while True:
+            while inbox:
+                event = inbox.popleft()
+                self._take(event)
+                if isinstance(event, RunFinished):
+                    return core.outcome
+            if not step():
                 raise SimulationError(
                     "Nothing will happen any more, and the run is not over.",
                     hint="This is a bug in Hansa; please report it with the file.",
                 )
-        return core.outcome
 
     def _take(self, event: Event) -> None:
         core = self._core
@@ -114,10 +116,10 @@ class VirtualRuntime:
         for facility in self._facilities.values():
             facility.version_published()
         if version % COLLECT_EVERY == 0:
-            core = self._core
+            core, store = self._core, self._world.store
             bound = (facility.bound() for facility in self._facilities.values())
             needed = core.needed_versions().union(*bound)
-            self._world.store.collect(needed, core.held(), core.spent())
+            store.collect(needed, core.held(), core.spent(store.updates()))
 
     def _carry_out(self, command: Command) -> None:
         match command:
@@ -138,8 +140,8 @@ class VirtualRuntime:
                 self._facilities[command.facility].withdraw(command.assignment)
             case Begin():
                 self._facilities[command.facility].begin(command.assignment)
-            case Finish():
-                self._finish(command)
+            case Finish():  # after what else was asked for in the same breath
+                self._world.heap.after(0.0, lambda: self._finish(command))
 
     def _evaluate(self, command: Evaluate) -> None:
         if not self._at_server:

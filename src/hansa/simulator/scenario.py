@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from hansa.coordinator.core import Coordinator
@@ -48,6 +48,14 @@ class Simulation:
         self.runtime.run(self.world, self.facilities, self.opening)
         return self.core
 
+    def remarks(self) -> tuple[str, ...]:
+        """Return what a person should know of the facilities' data."""
+        return tuple(
+            f"{name}: {sentence}"
+            for name, facility in self.facilities.items()
+            for sentence in facility.queue.remarks
+        )
+
     def node_hours(self) -> float:
         """Return what all facilities have used up to now."""
         return sum(one.accounts.node_hours() for one in self.facilities.values())
@@ -74,14 +82,11 @@ def prepare(
         SpecError: A job can't ever run where it is meant to.
         SimulationError: A queue, a machine or a workload can't be as described.
     """
-    how = spec.simulation or SimulationSpec.model_validate({})
+    how = _how(spec)
     parts = {name: simulated(one) for name, one in spec.facilities.items()}
     for name, facility in spec.facilities.items():
         _check_job(name, facility, parts[name])
-    core, heap = make_coordinator(spec), Heap()
-    training = make_training(spec, seed)
-    initial = training.initial()
-    store = MemoryStore(initial)
+    core = make_coordinator(spec)
     runtime = VirtualRuntime(
         core,
         record,
@@ -89,38 +94,55 @@ def prepare(
         aggregate_s=how.aggregate,
         at_server=how.evaluation == "server",
     )
-    world = World(
+    world = _world(spec, seed, core, runtime, parts)
+    facilities = {
+        name: _facility(spec, name, seed, world, part) for name, part in parts.items()
+    }
+    opening = _opening(spec, run or spec.name, seed, world)
+    return Simulation(core, world, facilities, runtime, opening)
+
+
+def _world(
+    spec: FederationSpec,
+    seed: int,
+    core: Coordinator,
+    runtime: VirtualRuntime,
+    parts: Mapping[str, FacilitySimulation],
+) -> World:
+    how, heap = _how(spec), Heap()
+    training = make_training(spec, seed)
+    lines = {name: part.link for name, part in parts.items()}
+    return World(
         heap=heap,
         core=core,
-        store=store,
+        store=MemoryStore(training.initial()),
         training=training,
-        network=Network(
-            heap,
-            {name: part.link for name, part in parts.items()},
-            how.server_bandwidth,
-        ),
+        network=Network(heap, lines, how.server_bandwidth),
         emit=runtime.emit,
         late_binding=how.binding == "start",
         hold=spec.start_together or 0.0,
         retries=spec.retries,
         patience=spec.patience,
     )
-    facilities = {
-        name: SimulatedFacility(
-            name,
-            spec.facilities[name],
-            part,
-            world,
-            make_queue(
-                part.queue, heap, facility=name, seed=seed, start_hour=how.start_hour
-            ),
-            Machine(part.speed, name, seed, how.start_hour),
-            Weather(part.failures, name, seed),
-        )
-        for name, part in parts.items()
-    }
-    opening = _opening(spec, run or spec.name, seed, world)
-    return Simulation(core, world, facilities, runtime, opening)
+
+
+def _facility(
+    spec: FederationSpec, name: str, seed: int, world: World, part: FacilitySimulation
+) -> SimulatedFacility:
+    hour = _how(spec).start_hour
+    return SimulatedFacility(
+        name,
+        spec.facilities[name],
+        part,
+        world,
+        make_queue(part.queue, world.heap, facility=name, seed=seed, start_hour=hour),
+        Machine(part.speed, name, seed, hour),
+        Weather(part.failures, name, seed),
+    )
+
+
+def _how(spec: FederationSpec) -> SimulationSpec:
+    return spec.simulation or SimulationSpec.model_validate({})
 
 
 def simulated(facility: FacilitySpec) -> FacilitySimulation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -110,4 +111,5 @@ def _carried_out(
     simulation = prepare(spec, spec.seed, run=run, record=record, watchers=(observer,))
     observer.node_hours = simulation.node_hours
     core = simulation.run()
-    return observer.outcome(spec.strategy.name, spec.seed, core, target)
+    found = observer.outcome(spec.strategy.name, spec.seed, core, target)
+    return replace(found, remarks=simulation.remarks())

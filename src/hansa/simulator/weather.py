@@ -43,6 +43,7 @@ class Weather:
         self._away = Calendar(spec.outages)
         self._maintenance = Calendar(spec.maintenance)
         self._jobs = 0
+        self._until = -1.0
 
     def begin(self, facility: Struck) -> None:
         """Ask the heap for the outages, one after the other."""
@@ -56,7 +57,8 @@ class Weather:
     def _strike(self, facility: Struck) -> None:
         now = facility.heap.now
         until = self._away.inside(now)
-        if until is not None:
+        if until is not None and until > self._until:  # windows may overlap
+            self._until = until
             facility.outage(until)
         self._await(facility, now)
 

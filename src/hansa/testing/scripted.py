@@ -202,8 +202,8 @@ class ScriptedFacility:
     def _take_on(self, key: str, data: dict[str, Any]) -> Allocation:
         kind = data["order"]["kind"]
         task = self._task(key, data)
-        jobs = self.jobs.values()
-        host = next((job for job in jobs if job.takes(kind, data["job"])), None)
+        hosts = [job for job in self.jobs.values() if job.takes(kind, data["job"])]
+        host = min(hosts, key=lambda job: job.rank, default=None)
         if host is None:
             host = self._new_job(key, data["job"])
         host.tasks.append(task)

@@ -116,10 +116,19 @@ class Allocation:
             return False
         if any(self.request.get(key) != request.get(key) for key in same):
             return False
-        if sum(task.over is None for task in self.tasks) > ORDERS_AHEAD:
+        if self._pending > ORDERS_AHEAD:
             return False
         first = self.ahead_s is not None and not self.tasks and kind == "train"
         return self.linger_s > 0 or first
+
+    @property
+    def rank(self) -> tuple[bool, int]:
+        """The job with the least takes an order on, as in `hansa.site.handover`."""
+        return self.state is not JobState.RUNNING, self._pending
+
+    @property
+    def _pending(self) -> int:
+        return sum(task.over is None for task in self.tasks)
 
     def advance(self, now: float) -> None:
         """Let everything happen that is due."""

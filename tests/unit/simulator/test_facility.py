@@ -10,13 +10,17 @@ anything after 7 s. So alone, from an order to its update::
 
 from __future__ import annotations
 
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hansa.core.errors import SpecError
+from hansa.core.commands import WorkOrder
+from hansa.core.errors import SimulationError, SpecError
 from hansa.core.events import (
     AssignmentFailed,
+    EvaluationReported,
     Event,
     FacilityLost,
     FacilityReady,
@@ -29,6 +33,7 @@ from hansa.core.events import (
     VersionPublished,
 )
 from hansa.simulator.scenario import prepare
+from hansa.simulator.simulate import simulate
 from hansa.spec.load import federation_from_text
 from hansa.spec.yaml import dump
 
@@ -262,3 +267,236 @@ def test_a_job_that_no_queue_allows_is_refused_at_once(
     spec = federation_from_text(dump(plan(job=job, simulation=limits)))
     with pytest.raises(SpecError, match=words):
         prepare(spec, 0)
+
+
+def test_what_a_trace_lacks_is_said(tmp_path: Path) -> None:
+    """Waits measured every 10 s, but none from 100 to 2000; later jobs come then."""
+    times = [*range(0, 100, 10), *range(2000, 2100, 10)]
+    rows = "".join(f"{time},{time % 7}\n" for time in times)
+    (tmp_path / "waits.csv").write_text(f"submitted_s,wait_s\n{rows}")
+    queue = {"type": "replay", "file": str(tmp_path / "waits.csv"), "order": "time"}
+    whole = {"stop": {"rounds": 5}}
+    spec = federation_from_text(dump(plan(simulation={"queue": queue}, whole=whole)))
+    (remark,) = simulate(spec).remarks
+    assert remark.startswith("a: ")
+    assert "gaps" in remark
+
+
+def test_a_job_is_ended_by_its_walltime() -> None:
+    """Its start-up alone takes 30 s of 20; the order has two tries, as has the next.
+
+    The server hears of the failure when it hears of the second job's end, not before.
+    """
+    events = run(job={"time": 20}, whole={"retries": 2})
+    ended = of(events, JobEnded)
+    assert {(event.state, event.run_s) for event in ended} == {("TIMEOUT", 20)}
+    assert [event.number for event in ended] == [1, 2, 1, 2]
+    failed = of(events, AssignmentFailed)
+    assert [event.at for event in failed] == [ended[1].at, ended[3].at]
+    assert events.index(failed[0]) > events.index(ended[1])
+    assert of(events, RunFinished)[0].outcome == "failed"
+
+
+def test_measuring_its_own_model_ends_in_time_for_the_delivery() -> None:
+    """Walltime 100 keeps 20: trained and saved after 51 s, there are 29 s for it."""
+    events = run(job={"time": 100}, speed={"evaluate_local": 70})
+    (update, _) = of(events, UpdateArrived)
+    assert (update.partial, update.timings["eval_s"]) == (False, 29)
+    assert of(events, JobEnded)[0].run_s == 80
+
+
+def test_the_time_in_steps_counts_once_when_the_measuring_is_broken_off() -> None:
+    """All 10 steps are in a checkpoint by 160, when the outage strikes.
+
+    Training ends at 155, measuring would at 186. The next job starts up and has nothing
+    left to do but to save and to measure: 200 + 100 + 30 + 1 + 30 + 7 + 5.
+    """
+    failures = {"outages": [{"at": 160, "lasts": 40}]}
+    events = run(
+        simulation={"failures": failures},
+        speed={"evaluate_local": 30, "checkpoint": 4},
+        whole={"stop": {"rounds": 1}},
+    )
+    (update,) = of(events, UpdateArrived)
+    assert (update.steps, update.timings["train_s"]) == (10, 20)
+    assert update.at == 200 + 173
+
+
+def test_a_job_without_time_for_more_delivers_what_a_checkpoint_holds() -> None:
+    """A step takes a little more than 2 s, so the checkpoint of 12 s holds 5 of them.
+
+    The next job waits for two days. By then steps take 10,000 times as long, and not
+    one fits.
+    """
+    failures = {"outages": [{"at": 148, "lasts": 52}]}
+    queue = {"type": "replay", "waits": [100, 2 * 86_400]}
+    events = run(
+        simulation={"failures": failures, "queue": queue},
+        speed={"drift_per_day": 100},
+        whole={"stop": {"rounds": 1}},
+    )
+    assert [event.state for event in of(events, JobEnded)] == ["NODE_FAIL", "DONE"]
+    (update,) = of(events, UpdateArrived)
+    assert (update.steps, update.partial) == (5, True)
+    assert update.timings["train_s"] == pytest.approx(10, rel=0.02)
+
+
+def test_without_a_checkpoint_the_next_job_binds_anew() -> None:
+    """a is broken off at 140, with two steps; b makes versions all the while."""
+    failures = {"outages": [{"at": 140, "lasts": 60}]}
+    b = plan(simulation={"queue": {"type": "replay", "waits": [0]}}, linger=500)
+    a = plan(simulation={"failures": failures})
+    whole = {
+        "facilities": {**a["facilities"], "b": b["facilities"]["a"]},
+        "strategy": {"name": "fedasync"},
+        "stop": {"rounds": 12},
+    }
+    events = run(whole=whole)
+    first, second = [
+        event
+        for event in of(events, JobStarted)
+        if event.assignment == "train-0001-a-1"
+    ]
+    assert (first.number, second.number) == (1, 2)
+    assert second.base > first.base
+    staged = [e for e in of(events, ModelStaged) if e.facility == "a"]
+    bindable = [e.version for e in staged if e.at <= second.at - 7]
+    assert second.base == max(bindable)
+
+
+def test_what_happens_in_an_outage_is_heard_when_it_is_over() -> None:
+    """The job delivers at 156, the server would hear it at 163; the outage is longer.
+
+    So the transfer of 5 s begins at 400.
+    """
+    failures = {"outages": [{"at": 158, "lasts": 242}]}
+    events = run(simulation={"failures": failures}, whole={"stop": {"rounds": 1}})
+    assert at(events, JobEnded) == [400]
+    assert at(events, UpdateArrived) == [405]
+
+
+def test_a_facility_that_is_lost_delivers_nothing() -> None:
+    """Its update lies there at 156, and nobody can fetch it before it is lost at 758.
+
+    When it is back, the order is given again, and 168 s later the update is here.
+    """
+    failures = {"outages": [{"at": 158, "lasts": 2000}]}
+    whole = {
+        "patience": 600,
+        "strategy": {"name": "fedavg", "patience": 9000},
+        "stop": {"rounds": 1},
+    }
+    events = run(simulation={"failures": failures}, whole=whole)
+    assert at(events, FacilityLost) == [758]
+    (update,) = of(events, UpdateArrived)
+    assert update.assignment == "train-0001-a-2"
+    assert update.at == 2158 + 163  # the version lies there already
+
+
+def test_what_is_on_its_way_from_a_facility_that_is_lost_never_comes() -> None:
+    """A transfer takes 1004 s here, so the update is at the facility at 1155.
+
+    It is heard of at 1162 and would be here at 2166; the facility is lost at 1770.
+    """
+    events = run(
+        simulation={
+            "link": {"latency": 1000, "bandwidth": 100},
+            "failures": {"outages": [{"at": 1170, "lasts": 5000}]},
+        },
+        whole={
+            "patience": 600,
+            "strategy": {"name": "fedavg", "patience": 9000},
+            "stop": {"rounds": 1},
+        },
+    )
+    assert at(events, FacilityLost) == [1770]
+    (update,) = of(events, UpdateArrived)
+    assert update.assignment == "train-0001-a-2"
+
+
+def test_jobs_that_wait_for_room_in_the_queue_all_get_their_turn() -> None:
+    """One job at a time, and two orders: the version's measuring and the training.
+
+    Each round, one of them is blocked until the other's job has ended.
+    """
+    whole = {
+        "evaluation": {"every": 1},
+        "stop": {"rounds": 3},
+        "simulation": {**plan()["simulation"], "evaluation": "facility"},
+    }
+    events = run(simulation={"jobs_in_queue": 1}, whole=whole)
+    ends = [event.at - 7 for event in of(events, JobEnded)]
+    begins = at(events, JobQueued)
+    assert begins == sorted(begins)
+    assert all(end <= begin for end, begin in zip(ends, begins[1:], strict=False))
+    assert [event.version for event in of(events, VersionPublished)] == [0, 1, 2, 3]
+    assert len(of(events, EvaluationReported)) == 4
+
+
+def test_an_order_that_is_given_up_while_it_is_blocked_blocks_nobody() -> None:
+    """Training has the one place in the queue; measuring waits for it, then another.
+
+    The first to wait is given up at 50: the other has its turn when the job ends. What
+    the server asked for to be measured never is, so this run has no end.
+    """
+    whole = {
+        "evaluation": {"every": 1},
+        "stop": {"rounds": 1},
+        "simulation": {**plan()["simulation"], "evaluation": "facility"},
+    }
+    spec = federation_from_text(
+        dump(plan(simulation={"jobs_in_queue": 1}, whole=whole))
+    )
+    events: list[Event] = []
+    one = prepare(spec, 0, record=lambda event, core: events.append(event))
+    facility, heap = one.facilities["a"], one.world.heap
+    other = WorkOrder(
+        assignment="evaluate-0000-a-2", kind="evaluate", round=0, version=0
+    )
+    heap.at(20, lambda: facility.assign(other))
+    heap.at(50, lambda: facility.withdraw("evaluate-0000-a-1"))
+    with pytest.raises(SimulationError, match="Nothing will happen"):
+        one.run()
+    queued = [(e.assignment, e.at) for e in of(events, JobQueued)]
+    assert queued[:2] == [("train-0001-a-1", 5), ("evaluate-0000-a-2", 156)]
+
+
+def test_a_running_job_takes_an_order_on_before_one_that_waits() -> None:
+    """At 175, its own job lingers, and the one queued ahead waits until 242."""
+    events = run(linger=100, queue_ahead=50)
+    second = next(e for e in of(events, JobQueued) if e.assignment == "train-0002-a-1")
+    assert second.host == "train-0001-a-1.1"
+
+
+def test_the_end_of_a_run_is_no_failure_of_its_orders() -> None:
+    """Version 2 is the last, at 113; the slower one's job has had its nodes for 8 s."""
+    b = plan(simulation={"queue": {"type": "replay", "waits": [0]}}, linger=500)
+    whole = {
+        "facilities": {**plan()["facilities"], "b": b["facilities"]["a"]},
+        "strategy": {"name": "fedasync"},
+        "stop": {"rounds": 2},
+    }
+    events = run(whole=whole)
+    assert not of(events, AssignmentFailed)
+    ends = {e.facility: (e.state, e.run_s) for e in of(events, JobEnded)}
+    assert ends["a"] == ("CANCELLED", 113 - 105)
+
+
+def test_versions_that_are_soon_replaced_are_never_sent() -> None:
+    """a's line needs 200 s for a version, b makes one about every 41 s."""
+    a = plan(simulation={"link": {"latency": 0, "bandwidth": 2}})
+    b = plan(simulation={"queue": {"type": "replay", "waits": [0]}}, linger=500)
+    facilities = {**a["facilities"], "b": b["facilities"]["a"]}
+    facilities["a"]["simulation"]["queue"]["waits"] = [2000]
+    whole = {
+        "facilities": facilities,
+        "strategy": {"name": "fedasync"},
+        "stop": {"rounds": 30},
+    }
+    events = run(whole=whole)
+    staged = [e for e in of(events, ModelStaged) if e.facility == "a"]
+    assert len(staged) > 3
+    assert {event.seconds for event in staged} == {200}
+    for earlier, later in pairwise(staged):
+        assert later.at - earlier.at >= 200
+        assert later.version - earlier.version >= 4

@@ -38,6 +38,14 @@ def test_every_outage_strikes_one_that_begins_with_the_run_too() -> None:
     assert town.struck == [(0, 100), (500, 550), (1500, 1550), (2500, 2550)]
 
 
+def test_windows_that_overlap_are_one_outage() -> None:
+    town = Town()
+    weather(outages=[{"at": 10, "lasts": 50}, {"at": 40, "lasts": 60}]).begin(town)
+    while town.heap.step():
+        pass
+    assert town.struck == [(10, 100)]
+
+
 def test_a_job_starts_neither_in_an_outage_nor_into_maintenance() -> None:
     """Free is 100 to 300 and from 400 on; a job of 250 s fits only then."""
     closed = weather(

@@ -13,7 +13,13 @@ from hansa.report.model import FacilitySummary, finite
 from hansa.report.summary import summarise
 from hansa.report.tables import NONE, Table, hours, loss
 from hansa.simulator.compare.score import score
-from hansa.simulator.compare.statistics import censored, estimate, resamples
+from hansa.simulator.compare.statistics import (
+    ENOUGH,
+    censored,
+    estimate,
+    resamples,
+)
+from hansa.simulator.compare.study import checked_target, training_of
 from hansa.simulator.compare.tables import with_interval
 from hansa.simulator.outcome import Outcome
 from hansa.spec.federation import FederationSpec
@@ -29,11 +35,13 @@ class Account:
     Attributes:
         outcomes: The runs, by seed.
         target: Loss whose time was measured; None: none.
+        training: What stood for the training: ``surrogate``, ``real`` or ``none``.
         facilities: What each did and cost in the first run, from its journal.
     """
 
     outcomes: tuple[Outcome, ...]
     target: float | None
+    training: str
     facilities: Mapping[str, FacilitySummary]
 
     @property
@@ -48,6 +56,8 @@ class Account:
             **_numbers(first),
             "strategy": first.strategy,
             "target": self.target,
+            "training": self.training,
+            "remarks": list(first.remarks),
             "facilities": {
                 name: {
                     "updates_applied": first.rounds.get(name, 0),
@@ -108,11 +118,12 @@ def account(
         records: The journal of the first run.
         target: Loss whose time was measured; None: that of `stop.target`.
     """
-    if target is None and spec.stop.target is not None:
-        target = spec.stop.target.below
     summary = summarise(record.event for record in records)
     return Account(
-        outcomes=tuple(outcomes), target=target, facilities=summary.facilities
+        outcomes=tuple(outcomes),
+        target=checked_target(spec, target),
+        training=training_of(spec),
+        facilities=summary.facilities,
     )
 
 
@@ -126,9 +137,10 @@ def sentences(told: Account) -> list[str]:
         f"  versions      {one.versions}",
     ]
     if finite(one.final_loss):
+        whose = " (of a surrogate problem)" if told.training == "surrogate" else ""
         found.append(
             f"  test loss     {loss(one.losses[0].loss)} at first, "
-            f"{loss(one.final_loss)} at last"
+            f"{loss(one.final_loss)} at last{whose}"
         )
     if told.target is not None and finite(one.final_loss):
         found.append(f"  below {told.target:<7g} {_target(one)}")
@@ -171,9 +183,13 @@ def facilities_table(told: Account) -> Table:
 
 
 def seeds_table(told: Account) -> Table:
-    """Return medians over the seeds with 95% bootstrap intervals."""
+    """Return medians over the seeds with 95% bootstrap intervals.
+
+    Those of a few seeds span all runs, and are called so.
+    """
     runs = [score(one) for one in told.outcomes]
     chosen = resamples("seeds", len(runs))
+    spread = "range" if len(runs) < ENOUGH else "95% interval"
     rows = []
     for name, values, text in (
         ("virtual time", [one.wall_clock_s for one in runs], short_duration),
@@ -187,7 +203,7 @@ def seeds_table(told: Account) -> Table:
         rows.append((name, with_interval(found, text), f"{known} of {len(runs)}"))
     return Table(
         title=f"{len(runs)} seeds",
-        columns=("measure", "median (95% interval)", "runs that have it"),
+        columns=("measure", f"median ({spread})", "runs that have it"),
         rows=tuple(rows),
         left=frozenset({"measure"}),
     )

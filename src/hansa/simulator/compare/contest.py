@@ -18,7 +18,7 @@ from hansa.simulator.compare.execute import (
 )
 from hansa.simulator.compare.score import Score
 from hansa.simulator.compare.statistics import overall, result, with_ratios
-from hansa.simulator.compare.study import Configuration, Study
+from hansa.simulator.compare.study import Configuration, Study, training_of
 from hansa.simulator.compare.tuning import Race, runs_of_tuning, scores_of, tune
 from hansa.simulator.simulate import simulate
 
@@ -95,18 +95,20 @@ def compare(
     if not able:
         raise _nothing(study, trials)
     scenarios = _scenarios(study, able)
+    runs = [(one.configuration, score) for one in able for score in one.scores]
     found = Comparison(
         name=study.spec.name,
         target=study.target,
+        training=training_of(study.spec),
         seeds=len(study.seeds),
         facilities=tuple(study.spec.facilities),
         scenarios=scenarios,
         overall=overall(scenarios),
         refused=_refused(study, trials),
         failed=_failed(study, trials),
+        remarks=tuple(dict.fromkeys(r for _, score in runs for r in score.remarks)),
         timelines=timelines,
     )
-    runs = [(one.configuration, score) for one in able for score in one.scores]
     return found, runs
 
 

@@ -24,6 +24,7 @@ class Score:
         queue_wait_s: Median wait by facility; facilities without a wait left out.
         times: When the loss became another one, thinned to at most `POINTS`.
         losses: What it then was.
+        remarks: What a person should know of the data behind it.
     """
 
     seed: int
@@ -42,6 +43,7 @@ class Score:
     queue_wait_s: Mapping[str, float]
     times: tuple[float, ...]
     losses: tuple[float, ...]
+    remarks: tuple[str, ...] = ()
 
     def mean_loss(self, horizon: float) -> float | None:
         """Return the loss averaged from the start to the horizon, in seconds.
@@ -78,6 +80,7 @@ def score(outcome: Outcome) -> Score:
         },
         times=tuple(one.at_s for one in kept),
         losses=tuple(_known(one.loss) for one in kept),
+        remarks=outcome.remarks,
     )
 
 

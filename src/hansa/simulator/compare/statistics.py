@@ -35,10 +35,22 @@ from hansa.simulator.compare.study import Configuration
 Values = NDArray[np.float64]
 RESAMPLES = 1000
 LEVEL = 0.95
+ENOUGH = 6
+"""With fewer runs the interval spans them all, and even that is less than 95%."""
+
 GRID = 240
 """Points of a median curve."""
 
 NONE = Estimate(median=None, low=None, high=None)
+
+
+def coverage(count: int) -> float:
+    """Return how often all of `count` runs lie on both sides of the true median.
+
+    That is what the span of a few runs is worth as an interval (order statistics; David
+    and Nagaraja, "Order Statistics", 2003, section 7.1).
+    """
+    return 1 - 2 * 0.5**count
 
 
 def censored(values: Iterable[float | None]) -> Values:
@@ -187,8 +199,10 @@ def curve(scores: Sequence[Score]) -> Curve | None:
         return None
     times = np.linspace(0.0, max(one.wall_clock_s for one in scores), GRID)
     rows = np.array([_sampled(one, times) for one in scores])
-    if not np.isfinite(rows).all():
-        rows = np.nan_to_num(rows, posinf=float(np.max(rows[np.isfinite(rows)])))
+    known = rows[np.isfinite(rows)]
+    if not known.size:
+        return None
+    rows = np.nan_to_num(rows, posinf=float(np.max(known)))
     low, mid, high = np.percentile(rows, (25, 50, 75), axis=0)
     return Curve(
         times=tuple(times.tolist()),
@@ -237,7 +251,8 @@ def _against(
         for one, theirs in field
         if one.mode == mode and one.strategy != own.strategy
     ]
-    able = [(time, one, theirs) for time, one, theirs in others if time is not None]
+    # A time of 0 is no result: the model that all begin with is good enough.
+    able = [(time, one, theirs) for time, one, theirs in others if time]
     if not able:
         return Ratio(mode=mode, strategy=None, time=NONE, node_hours=NONE)
     _, best, theirs = min(able, key=lambda other: other[0])

@@ -7,6 +7,7 @@ repeated by ``hansa simulate``.
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -124,20 +125,20 @@ def plan_study(path: Path, overrides: Sequence[str], wishes: Wishes) -> Study:
     Raises:
         SpecError: The file, or a scenario, can't be understood.
         PluginError: There is no such strategy.
-        UsageError: There is no such scenario or mode.
+        UsageError: There is no such scenario or mode, the target makes no sense, or
+            an override makes one strategy of another.
     """
     document = read(path, "federation")
     spec = load(document, path, overrides)
     simulation = spec.simulation or SimulationSpec.model_validate({})
     told = simulation.compare
     count = wishes.seeds or told.seeds
-    stop = spec.stop.target
     target = told.target if wishes.target is None else wishes.target
     return Study(
         path=path,
         document=document,
         spec=spec,
-        target=stop.below if target is None and stop is not None else target,
+        target=checked_target(spec, target),
         seeds=tuple(range(spec.seed, spec.seed + count)),
         tuning_seeds=tuple(derive_seed("tuning", spec.seed, k) for k in range(count)),
         contestants=tuple(
@@ -154,6 +155,37 @@ def plan_study(path: Path, overrides: Sequence[str], wishes: Wishes) -> Study:
             for mode in _modes(told, wishes)
         ),
     )
+
+
+def checked_target(spec: FederationSpec, wished: float | None) -> float | None:
+    """Return the loss whose time is measured; None: none.
+
+    Args:
+        spec: The federation; its `stop.target` counts if nothing is wished.
+        wished: What somebody asked for instead.
+
+    Raises:
+        UsageError: That is no number, or one that no run lives to see.
+    """
+    stop = spec.stop.target
+    if wished is None:
+        return None if stop is None else stop.below
+    if not math.isfinite(wished):
+        raise UsageError(
+            f"The target {wished} is no number.", hint="Give a loss, as 0.1."
+        )
+    if stop is not None and wished < stop.below:
+        raise UsageError(
+            f"Runs end at a loss of {stop.below:g} (stop.target), before the target "
+            f"{wished:g}.",
+            hint=f"Add stop.target.below={wished:g}.",
+        )
+    return wished
+
+
+def training_of(spec: FederationSpec) -> str:
+    """Return what stands for the training: ``surrogate``, ``real`` or ``none``."""
+    return (spec.simulation or SimulationSpec.model_validate({})).training.type
 
 
 def _strategies(
@@ -216,6 +248,7 @@ def _configurations(
         raise SpecError(
             f"The scenario {place!r} can't be: {error.message}", hint=error.hint
         ) from error
+    _refuse_another(changed.data, place, strategy)
     binding = _published(changed.data) if mode == PUBLISHED else ()
     told = spec.simulation.compare if spec.simulation else None
     grid = {**told.grid, **told.own_grid.get(strategy, {})} if told else {}
@@ -229,6 +262,17 @@ def _configurations(
         )
         for point in _points(grid)
     )
+
+
+def _refuse_another(data: Mapping[str, Any], place: str, strategy: str) -> None:
+    """Refuse overrides that make another strategy of one, under its name."""
+    found = expand_all(data).get("strategy")
+    name = found.get("name") if isinstance(found, Mapping) else found
+    if name != strategy:
+        raise UsageError(
+            f"An override makes {name} of {strategy} (scenario {place!r}).",
+            hint="Say which strategies to compare with --strategies.",
+        )
 
 
 def _points(grid: Mapping[str, Sequence[Any]]) -> list[tuple[tuple[str, Any], ...]]:

@@ -38,11 +38,14 @@ def scenario_table(found: Comparison, place: ScenarioResult) -> Table:
     """Return one row a strategy and mode.
 
     With a target there is a column for each mode: the ratio of times to the target to
-    that of the best other strategy in that mode.
+    that of the best other strategy in that mode. Without one there is the length of the
+    runs.
     """
     modes = found.modes() if found.target is not None else ()
     columns = ["strategy", "mode"]
-    if found.target is not None:
+    if found.target is None:
+        columns += ["virtual time"]
+    else:
         columns += ["reached", "time to target", "node-hours to target"]
     columns += ["final loss", "node-hours", *(f"vs {mode}" for mode in modes)]
     return Table(
@@ -55,8 +58,9 @@ def scenario_table(found: Comparison, place: ScenarioResult) -> Table:
 
 def _row(found: Comparison, one: Result, modes: Sequence[str]) -> tuple[str, ...]:
     ratios = {ratio.mode: ratio for ratio in one.ratios}
-    times: tuple[str, ...] = ()
-    if found.target is not None:
+    if found.target is None:
+        times: tuple[str, ...] = (with_interval(one.wall_clock_s, short_duration),)
+    else:
         times = (
             f"{one.reached} of {one.seeds}",
             with_interval(one.time_to_target_s, short_duration),
@@ -146,7 +150,7 @@ def overall_table(found: Comparison) -> Table:
 def participation_table(place: ScenarioResult, facilities: Sequence[str]) -> Table:
     """Return the mean number of applied updates of each facility, late ones behind."""
     return Table(
-        title=f"Updates applied (late) by facility, {place.name}",
+        title=f"Updates applied (late) by facility, means, {place.name}",
         columns=("strategy", "mode", *facilities),
         rows=tuple(
             (

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from hansa.report.comparison import Comparison, Result, ScenarioResult
 from hansa.report.tables import loss
+from hansa.simulator.compare.statistics import ENOUGH, coverage
 
 
 def headline(found: Comparison) -> str:
@@ -37,7 +38,12 @@ def notes(found: Comparison) -> tuple[str, ...]:
     """Return what a reader must know: targets missed, runs that came to nothing."""
     words = []
     for place in found.scenarios:
-        if found.target is not None and _best(found, place) is None:
+        if _is_met_at_once(found, place):
+            words.append(
+                f"In {place.name} the model that all begin with meets the target: "
+                "nothing can be compared."
+            )
+        elif found.target is not None and _best(found, place) is None:
             closest = _lowest(place.results)
             best = (
                 f"; the lowest final loss is {loss(closest.final_loss.median)} "
@@ -56,7 +62,25 @@ def notes(found: Comparison) -> tuple[str, ...]:
             f"{_count(len(found.failed), 'run', 'runs')} failed and do not count; see "
             "the table."
         )
-    return tuple(words)
+    return (*words, *found.remarks, *_limits(found))
+
+
+def _limits(found: Comparison) -> Iterator[str]:
+    """Yield what the figures can't tell."""
+    if 1 < found.seeds < ENOUGH:
+        yield (
+            f"Intervals of {found.seeds} seeds span all runs, and hold the true median "
+            f"with {coverage(found.seeds):.0%}, not 95%: take ten seeds or more."
+        )
+    if found.training == "surrogate":
+        yield "Losses are those of a surrogate problem, not of your model."
+    elif found.training == "none":
+        yield "Nothing is trained, so there are no losses: times and costs only."
+
+
+def _is_met_at_once(found: Comparison, place: ScenarioResult) -> bool:
+    times = [one.time_to_target_s.median for one in place.results]
+    return found.target is not None and 0.0 in times
 
 
 def label(found: Comparison, one: Result) -> str:
@@ -70,7 +94,7 @@ def _best(found: Comparison, place: ScenarioResult) -> Result | None:
     able = [
         (time, k)
         for k, one in enumerate(place.results)
-        if (time := one.time_to_target_s.median) is not None
+        if (time := one.time_to_target_s.median)  # 0: met by the first model
     ]
     return place.results[min(able)[1]] if able else None
 

@@ -70,6 +70,7 @@ class BackfillQueue:
     __slots__ = (
         "_count",
         "_due",
+        "_due_at",
         "_ends",
         "_heap",
         "_interval",
@@ -106,6 +107,7 @@ class BackfillQueue:
         self._count = 0
         self._look = inf
         self._due: Due | None = None
+        self._due_at = 0.0
         self.remarks: tuple[str, ...] = ()
         if spec.workload is None:
             drawn = derive_seed("others", seed, facility)
@@ -176,9 +178,10 @@ class BackfillQueue:
         """Have the heap call when something happens that may start a job of ours."""
         at = max(self._next_time(), self._heap.now)
         if self._due is not None:
-            if self._waiting and self._due.at == at:
+            if self._waiting and self._due_at == at:
                 return
             self._due.cancel()
+        self._due_at = at
         self._due = self._heap.at(at, self._call) if self._waiting else None
 
     def _call(self) -> None:

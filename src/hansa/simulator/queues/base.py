@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,9 +36,13 @@ class Queue(Protocol):
     and is the same for every strategy: the k-th job of a facility has the k-th draw.
     """
 
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What a person should know of the data that it uses, in sentences."""
+        ...
+
     def submit(self, entry: Entry) -> None:
-        """Take a job in; `entry.on_start` is called when it starts, never before
-        `submit` has returned.
+        """Take a job in; `entry.on_start` is called when it starts, not at once.
 
         Raises:
             SimulationError: The job can't ever run here, as when it asks for more

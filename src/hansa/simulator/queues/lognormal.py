@@ -88,6 +88,11 @@ class LognormalQueue:
         self._load = 0.0
         self._asked = -inf
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Nothing: a law has no data."""
+        return ()
+
     def submit(self, entry: Entry) -> None:
         """Take a job in and draw its wait."""
         self._starts.after(self._wait(entry.nodes, entry.walltime), entry)

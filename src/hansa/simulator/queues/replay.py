@@ -78,6 +78,16 @@ class ReplayQueue:
         self._like: dict[tuple[int, float], _Group] = {}
         self.gaps_hit = 0
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What should be said about the measurements, in sentences."""
+        if not self.gaps_hit:
+            return ()
+        return (
+            f"{self.gaps_hit} jobs were submitted in gaps of the measured waits; each "
+            "took the one measured last before it.",
+        )
+
     def submit(self, entry: Entry) -> None:
         """Take a job in and look its wait up."""
         self._starts.after(self._wait(entry.nodes, entry.walltime), entry)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hansa.core.records import record
+
 Vector = NDArray[np.float64]
 """All numbers of a model, one after the other."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LocalWork:
     """What a facility's job does with the version that it has bound.
 
@@ -36,14 +38,15 @@ class LocalWork:
     control: Vector | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Trained:
     """What came of it.
 
     Attributes:
         delta: The update, ``w_local - w_base``; None where nothing is trained.
         samples: Training examples seen.
-        metrics: Numbers by name, as a worker reports them: ``train_loss``, ``lr_sum``.
+        metrics: Numbers by name, as a worker reports them: ``train_loss``, ``lr_sum``,
+            ``examples``.
     """
 
     delta: Vector | None

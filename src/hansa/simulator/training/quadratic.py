@@ -34,6 +34,7 @@ from hansa.core.rng import derive_seed
 from hansa.simulator.training.base import LocalWork, Trained, Vector
 from hansa.simulator.training.surrogate import (
     TASK,
+    examples,
     generator,
     mixtures,
     shares,
@@ -105,6 +106,7 @@ class Quadratic:
         self.facilities = _facilities(spec, problem, seed)
         self._size, self._noise, self._seed = problem.dimensions, problem.noise, seed
         self.curvature, self.optimum = _together(self.facilities, shares(spec))
+        self._examples = examples(spec)
         excess = 0.5 * float((self.curvature * self.optimum**2).sum())
         self._per_excess = 1 / excess
         self._weights = 0.5 / excess * self.curvature
@@ -144,7 +146,11 @@ class Quadratic:
         return Trained(
             delta=plan.move * gradient + plan.spread * noise,
             samples=work.steps * part.batch,
-            metrics={"train_loss": loss, "lr_sum": plan.rates},
+            metrics={
+                "train_loss": loss,
+                "lr_sum": plan.rates,
+                "examples": self._examples[facility],
+            },
         )
 
     def losses(self, weights: Vector | None) -> Mapping[str, float]:

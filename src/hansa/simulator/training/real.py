@@ -279,4 +279,5 @@ def _do_steps(
     known = [rate for rate in rates if rate is not None]
     if len(known) == steps:
         metrics["lr_sum"] = sum(known)
+    metrics["examples"] = float(batches.examples)
     return samples, metrics

@@ -18,7 +18,13 @@ from typing import Final
 import numpy as np
 
 from hansa.simulator.training.base import LocalWork, Trained, Vector
-from hansa.simulator.training.surrogate import TASK, generator, mixtures, shares
+from hansa.simulator.training.surrogate import (
+    TASK,
+    examples,
+    generator,
+    mixtures,
+    shares,
+)
 from hansa.simulator.training.work import LARGEST, batch_of, diverged, rate_of
 from hansa.spec.federation import FederationSpec
 from hansa.spec.simulation import SurrogateTraining
@@ -123,6 +129,7 @@ class SoftmaxRegression:
             for name in spec.facilities
         }
         self._rates = {name: rate_of(spec, name) for name in spec.facilities}
+        self._examples = examples(spec)
 
     def initial(self) -> Vector:
         """Return zeros."""
@@ -146,7 +153,11 @@ class SoftmaxRegression:
         return Trained(
             delta=delta.reshape(-1),
             samples=work.steps * stream.batch,
-            metrics={"train_loss": loss, "lr_sum": rate * work.steps},
+            metrics={
+                "train_loss": loss,
+                "lr_sum": rate * work.steps,
+                "examples": self._examples[facility],
+            },
         )
 
     def losses(self, weights: Vector | None) -> Mapping[str, float]:

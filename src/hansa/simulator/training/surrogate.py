@@ -21,7 +21,14 @@ TASK = "all"
 
 
 def shares(spec: FederationSpec) -> dict[str, float]:
-    """Return the share of all training examples that each facility has.
+    """Return the share of all training examples that each facility has."""
+    counts = examples(spec)
+    total = sum(counts.values())
+    return {name: count / total for name, count in counts.items()}
+
+
+def examples(spec: FederationSpec) -> dict[str, float]:
+    """Return how many training examples each facility has; 1 where nobody says.
 
     A facility whose `simulation.samples` is null has as many as the others have in
     the mean.
@@ -31,9 +38,7 @@ def shares(spec: FederationSpec) -> dict[str, float]:
         for name, facility in spec.facilities.items()
     }
     mean = fmean([count for count in told.values() if count is not None] or [1])
-    counts = {name: count or mean for name, count in told.items()}
-    total = sum(counts.values())
-    return {name: count / total for name, count in counts.items()}
+    return {name: float(count or mean) for name, count in told.items()}
 
 
 def mixtures(

@@ -196,6 +196,30 @@ def test_a_target_out_of_reach_is_told(tmp_path: Path) -> None:
     assert headline(found) == "1 strategy in 1 scenario, 4 seeds each."
 
 
+def test_a_target_that_the_first_model_meets_is_told(tmp_path: Path) -> None:
+    # The fake's loss is 1 at first: with the target 2 all times are 0, and their
+    # ratios mean nothing.
+    found = contest(study(tmp_path, strategies=("fedavg", "fedbuff"), target=2.0))
+    assert notes(found)[0] == (
+        "In calm the model that all begin with meets the target: nothing can be "
+        "compared."
+    )
+    assert headline(found) == "2 strategies in 2 scenarios, 4 seeds each."
+    assert {one.scenarios for one in found.overall} == {0}
+
+
+def test_what_figures_can_t_tell_is_said(tmp_path: Path) -> None:
+    # Four runs are all above or all below the median in 2 of 16 cases.
+    few = notes(contest(study(tmp_path, scenarios=("calm",))))
+    assert any("4 seeds span all runs" in note and "88%" in note for note in few)
+    assert "surrogate" in few[-1]
+    enough = contest(study(tmp_path, scenarios=("calm",), seeds=6))
+    assert [note for note in notes(enough) if "seeds" in note] == []
+    bare = replace(enough, training="none", remarks=("Line 3 can't be read.",))
+    assert notes(bare)[0] == "Line 3 can't be read."
+    assert "Nothing is trained" in notes(bare)[-1]
+
+
 def test_words_tables_and_csv(tmp_path: Path) -> None:
     of = study(tmp_path, strategies=("fedavg", "fedbuff"))
     found, runs = compare(of, jobs=1, simulate=fake_contest.simulate)
@@ -210,8 +234,11 @@ def test_words_tables_and_csv(tmp_path: Path) -> None:
     fedavg = found.scenarios[0].results[0].time_to_target_s
     assert table.rows[0][3] == with_interval(fedavg, lambda s: f"{s // 60:.0f}m00")
     bare = scenario_table(replace(found, target=None), found.scenarios[0])
-    assert bare.columns == ("strategy", "mode", "final loss", "node-hours", "chosen")
-    assert all(len(row) == 5 for row in bare.rows)
+    assert bare.columns == (
+        "strategy", "mode", "virtual time", "final loss", "node-hours", "chosen",
+    )  # fmt: skip
+    assert all(len(row) == 6 for row in bare.rows)
+    assert bare.rows[0][2] == "10h00 (10h00–10h00)"  # noqa: RUF001
     lines = results_csv(found).splitlines()
     assert lines[0].startswith("scenario,strategy,mode,seeds,reached,time_to_target_s")
     assert lines[1].startswith(f"calm,fedavg,late,4,4,{fedavg.median},")

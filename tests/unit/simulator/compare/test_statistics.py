@@ -15,6 +15,7 @@ from hansa.simulator.compare.score import Score
 from hansa.simulator.compare.statistics import (
     RESAMPLES,
     censored,
+    coverage,
     curve,
     estimate,
     middle,
@@ -100,6 +101,21 @@ def test_an_interval_of_censored_runs_has_no_upper_end() -> None:
     assert found == Estimate(median=2.0, low=1.0, high=None)
 
 
+@given(st.integers(2, 5), st.data())
+def test_an_interval_of_few_runs_is_their_range(
+    count: int, data: st.DataObject
+) -> None:
+    values = data.draw(st.lists(st.floats(1, 9), min_size=count, max_size=count))
+    found = estimate(np.array(values), resamples("calm", count))
+    assert (found.low, found.high) == (min(values), max(values))
+
+
+def test_what_a_range_is_worth() -> None:
+    # Each run is above the true median by one half: all are in 1 of 8, none in 1 of 8.
+    assert coverage(3) == 0.75
+    assert coverage(5) < 0.95 < coverage(6)
+
+
 def test_one_run_has_no_interval_and_no_run_no_median() -> None:
     one = estimate(np.array([7.0]), resamples("calm", 1))
     assert one == Estimate(median=7.0, low=None, high=None)
@@ -179,6 +195,7 @@ def test_a_curve_of_runs_that_diverge_can_be_drawn() -> None:
     found = curve([replace(SCORE, losses=(1.0, INF))] * 2)
     assert found is not None
     assert max(found.high) == 1.0
+    assert curve([replace(SCORE, losses=(INF, INF))]) is None
 
 
 def test_ratios_are_to_the_best_other_strategy_of_each_mode() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from pathlib import Path
 
@@ -173,6 +174,32 @@ def test_names_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no scenario 'x'"):
         scenario_changes(None, "x")
     assert scenario_changes(None, "base") == ()
+
+
+@pytest.mark.parametrize("target", [math.nan, math.inf, -math.inf])
+def test_a_target_is_a_number(tmp_path: Path, target: float) -> None:
+    with pytest.raises(UsageError, match="no number"):
+        study(tmp_path, target=target)
+
+
+def test_no_run_lives_to_see_a_target_below_its_end(tmp_path: Path) -> None:
+    stop = "stop.target={below: 0.2}"
+    with pytest.raises(UsageError, match=r"end at a loss of 0\.2") as told:
+        study(tmp_path, stop, target=0.1)
+    assert told.value.hint == "Add stop.target.below=0.1."
+    assert study(tmp_path, stop, target=0.2).target == 0.2
+    assert study(tmp_path, stop, "stop.target.below=0.1", target=0.1).target == 0.1
+
+
+def test_no_strategy_runs_under_the_name_of_another(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="makes fedbuff of fedavg") as told:
+        study(tmp_path, "strategy={name: fedbuff}")
+    assert "--strategies" in (told.value.hint or "")
+    alone = study(tmp_path, "strategy={name: fedbuff}", strategies=("fedbuff",))
+    assert {one.strategy for one in alone.contestants} == {"fedbuff"}
+    path = federation(tmp_path, FEDERATION.replace("calm: []", "calm: [strategy=mifa]"))
+    with pytest.raises(UsageError, match=r"mifa of fedavg.*'calm'"):
+        plan_study(path, (), Wishes())
 
 
 def test_a_scenario_that_can_t_be_is_told_at_once(tmp_path: Path) -> None:
