@@ -214,6 +214,33 @@ def grouped(command: Aggregate, options: Options, updates: Updates) -> None:
     assert all(0 < coefficient <= most for coefficient, _ in own(command, updates))
 
 
+def tidal(command: Aggregate, options: Options, updates: Updates) -> None:
+    """Tide: shares of one whole, each of a local model: it brings its base along.
+
+    A gradient is minus the update over the sum of its rates.
+    """
+    pairs = own(command, updates)
+    assert all(share > 0 for share, _ in pairs)
+    assert fsum(share for share, _ in pairs) <= 1 + 1e-9
+    newest = f"version/{command.version - 1}"
+    brought: dict[str, float] = {}
+    for share, update in pairs:
+        base = f"version/{update.base}"
+        brought[base] = brought.get(base, 0.0) + share
+    for term in split(command)[0]:
+        if term.ref != newest:
+            assert near(term.coefficient, brought[term.ref])
+    assert bool(command.states) == options.get("control", True)
+    for state in command.states:
+        if state.name.startswith("gradient-"):
+            (rate,) = [
+                term.coefficient * updates[term.ref].metrics["lr_sum"]
+                for term in state.terms
+                if term.ref.startswith("update/")
+            ]
+            assert near(rate, -1.0)
+
+
 def shared(command: Aggregate, options: Options, updates: Updates) -> None:
     """FedQueue: shares that sum to 1."""
     if "compat" not in options:
@@ -306,6 +333,10 @@ RULES: dict[str, Rules] = {
         ),
         check=grouped,
         several=True,
+    ),
+    "tide": Rules(
+        options=keys(**ARRIVALS, control=st.booleans()),
+        check=tidal,
     ),
     "fedqueue": Rules(
         options=keys(

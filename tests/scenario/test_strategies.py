@@ -28,7 +28,7 @@ from hansa.core.events import (
 from hansa.testing.scripted import Script
 
 STRATEGIES = plugins.names(plugins.STRATEGIES)
-ASYNCHRONOUS = ("fedasync", "fedbuff", "fedcompass", "fedqueue")
+ASYNCHRONOUS = ("fedasync", "fedbuff", "fedcompass", "fedqueue", "tide")
 SYNCHRONOUS = [name for name in STRATEGIES if name not in ASYNCHRONOUS]
 
 SHORT: dict[str, dict[str, Any]] = {

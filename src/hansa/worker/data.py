@@ -54,6 +54,11 @@ class Batches:
         self._first = first
         self._permutation = lru_cache(maxsize=2)(self._draw)
 
+    @property
+    def examples(self) -> int:
+        """How many different examples there are."""
+        return len(self._examples)
+
     def __getitem__(self, step: int) -> list[Example]:
         """Return the examples of a step of this order, 0 for the first."""
         start = (self._first + step) * self._batch

@@ -63,11 +63,13 @@ class Result:
         progress: Steps, samples and training losses.
         losses: Test loss by task; empty if there was no evaluation.
         timings: Where the time went.
+        examples: How many examples the facility trains on; 0: not known.
     """
 
     progress: Progress
     losses: Mapping[str, float] = field(default_factory=dict)
     timings: Timings = field(default_factory=Timings)
+    examples: int = 0
 
     def metrics(self) -> dict[str, float]:
         """Return the numbers that sum the job up, by name."""
@@ -79,6 +81,8 @@ class Result:
             found["train_loss_last"] = progress.loss_last
         if progress.lr_sum is not None:
             found["lr_sum"] = progress.lr_sum
+        if self.examples:
+            found["examples"] = float(self.examples)
         if self.losses:
             found["eval_loss"] = fmean(self.losses.values())
         return found

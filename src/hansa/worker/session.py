@@ -141,7 +141,7 @@ class Session:
         self._leave.check()
         self.status.enter("saving")
         self.timings.train_s = progress.train_s
-        result = Result(progress, losses, self.timings)
+        result = Result(progress, losses, self.timings, batches.examples)
         delivery.deliver_update(self.mailbox, order, result, trainer.tensors())
         log.info("Delivered %d of %s steps.", progress.step, order.steps)
         self._remove_checkpoints()
