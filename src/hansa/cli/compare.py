@@ -9,12 +9,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 import typer
 
 from hansa.cli.options import CHANGES, JSON
 from hansa.cli.output import console, progress_bar, say, show_json, show_table
+from hansa.core.errors import UsageError
 
 if TYPE_CHECKING:
     from hansa.report.comparison import Comparison
@@ -59,10 +61,11 @@ def compare(
         target=target,
     )
     study = plan_study(file, tuple(overrides or ()), wishes)
+    folder = out or STUDIES / study.spec.name
+    _make(folder)
     with progress() as tell:
         found, runs = carry_out(study, jobs=jobs or _cores(), tell=tell)
     tables = _tables(found)
-    folder = out or STUDIES / study.spec.name
     page = _write(found, runs, tables, folder)
     code = 1 if found.failed else 0
     if json_:
@@ -70,6 +73,19 @@ def compare(
     else:
         _show(found, tables, page)
     raise typer.Exit(code)
+
+
+def _make(folder: Path) -> None:
+    """Make the folder of a study that may take hours, before it begins."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"The folder {folder} can't be written: {error.strerror}.",
+            hint="Choose another one with --out.",
+        ) from None
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -93,7 +109,7 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
         nonlocal tenth
         if 10 * done // of > tenth:
             tenth = 10 * done // of
-            say(f"[{10 * tenth:3d}%] {done} of {of} runs, {what}")
+            say(f"[{100 * done // of:3d}%] {done} of {of} runs, {what}")
 
     yield line
 

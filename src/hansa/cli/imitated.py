@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from hansa.cli.output import say, show_json, show_table
 from hansa.core.errors import UsageError
@@ -65,6 +65,10 @@ class Imitated:
             f"{measured.run} itself made {made(measured)} versions in "
             f"{short_duration(measured.end)} for {hours(spent)} node-hours."
         )
+
+    def told(self) -> dict[str, Any] | None:
+        """Return the same as plain data; None: it was not called yet."""
+        return None if self._fit is None else self._fit.to_json()
 
     def write(self, changes: Sequence[str], path: Path) -> None:
         """Write the federation as a file for people to edit.

@@ -61,6 +61,7 @@ def simulate(
     It leaves a run that `hansa report`, `status` and `replay` can read.
     """
     from hansa.simulator.compare.account import account
+    from hansa.simulator.compare.study import checked_target
 
     changes = tuple(overrides or ())
     imitated = None if from_ is None else Imitated.of(from_, runs)
@@ -72,6 +73,7 @@ def simulate(
     if imitated is not None and not json_:
         imitated.show()
     _tell_of_guesses(spec)
+    target = checked_target(spec, target)
     first = spec.seed if seed is None else seed
     with _folder(spec, id_, runs, keep=keep) as folder:
         outcomes = _outcomes(spec, range(first, first + seeds), target, folder.path)
@@ -80,7 +82,7 @@ def simulate(
     code = max(EXIT_CODES.get(one.outcome, 1) for one in outcomes)
     if json_:
         data = {"run": folder.run, "folder": where and str(where), **told.to_json()}
-        show_json(data, code)
+        show_json(data if imitated is None else {**data, "fit": imitated.told()}, code)
     else:
         _show(told, folder, kept=keep)
     raise typer.Exit(code)
@@ -165,6 +167,8 @@ def _show(told: Account, folder: RunFolder, *, kept: bool) -> None:
 
     for line in sentences(told):
         print(line)
+    for remark in told.outcome.remarks:
+        say(remark)
     if console().is_terminal and (drawn := sparkline(told.outcome)):
         print(drawn)
     show_table(facilities_table(told))

@@ -207,24 +207,28 @@ class Comparison:
     Attributes:
         name: Of the federation.
         target: Loss whose time is measured; None: final losses only.
+        training: What stands for the training: ``surrogate``, ``real`` or ``none``.
         seeds: Runs of each strategy, mode and scenario.
         facilities: Their names, in the order of the file.
         scenarios: What each came to.
         overall: Over the scenarios.
         refused: Grid points that a strategy could not have.
         failed: Runs that broke off with an error.
+        remarks: What to know of the data behind the runs, in sentences.
         timelines: Who did what, when, in the first run of each strategy and mode in the
             first scenario.
     """
 
     name: str
     target: float | None
+    training: str = "surrogate"
     seeds: int
     facilities: tuple[str, ...]
     scenarios: tuple[ScenarioResult, ...]
     overall: tuple[Overall, ...] = ()
     refused: tuple[Mishap, ...] = ()
     failed: tuple[Mishap, ...] = ()
+    remarks: tuple[str, ...] = ()
     timelines: Mapping[tuple[str, str], Timeline] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
@@ -232,6 +236,7 @@ class Comparison:
         return {
             "name": self.name,
             "target": self.target,
+            "training": self.training,
             "seeds": self.seeds,
             "facilities": list(self.facilities),
             "scenarios": [
@@ -245,6 +250,7 @@ class Comparison:
             "overall": [_fields(one) for one in self.overall],
             "refused": [_fields(one) for one in self.refused],
             "failed": [_fields(one) for one in self.failed],
+            "remarks": list(self.remarks),
         }
 
     def modes(self) -> tuple[str, ...]:

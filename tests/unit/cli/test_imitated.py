@@ -81,6 +81,8 @@ def test_a_check_that_fails_exits_with_1(place: Path) -> None:
 def test_what_if(place: Path) -> None:
     """With lingering, only the first order of each facility waits in its queue."""
     plain = data("simulate", "--from", "r", "--no-folder")
+    assert plain["fit"]["run"] == "r"
+    assert any("assumed: handover" in note for note in plain["fit"]["notes"])
     lingering = data("simulate", "--from", "r", "defaults.linger=1h", "--no-folder")
     # a's third job waits 700 s, its second 600 s (an evaluation took none of these).
     assert lingering["wall_clock_s"] < plain["wall_clock_s"] - 600

@@ -110,6 +110,46 @@ def test_a_comparison_writes_a_page_and_the_numbers(file: Path) -> None:
     assert rows[0]["time_to_target_s"] > 0
 
 
+def test_a_loss_of_a_surrogate_is_called_so(file: Path) -> None:
+    told = hansa("simulate", file, "--no-folder")
+    assert "at last (of a surrogate problem)" in told.stdout
+    found = data(hansa("simulate", file, "--no-folder", "--json"))
+    assert (found["training"], found["remarks"]) == ("surrogate", [])
+
+
+def test_few_seeds_have_a_range_and_no_interval(file: Path) -> None:
+    few = hansa("simulate", file, "--no-folder", "--seeds", "5").stdout
+    assert "median (range)" in few
+    many = hansa("simulate", file, "--no-folder", "--seeds", "6").stdout
+    assert "median (95% interval)" in many
+
+
+def test_targets_that_make_no_sense(file: Path) -> None:
+    with pytest.raises(UsageError, match="no number"):
+        hansa("simulate", file, "--target", "inf")
+    with pytest.raises(UsageError, match="before the target"):
+        hansa("simulate", file, "stop.target={below: 0.5}", "--target", "0.4")
+    assert not Path("runs").exists()
+
+
+def test_a_comparison_looks_for_its_folder_before_it_begins(file: Path) -> None:
+    Path("taken").write_text("a file")
+    with pytest.raises(UsageError, match="taken can't be written") as told:
+        hansa("compare", file, "--jobs", "1", "--out", "taken")
+    assert "--out" in (told.value.hint or "")
+
+
+def test_a_comparison_without_training_has_times_and_costs(file: Path) -> None:
+    told = hansa("compare", file, "simulation.training=none", "--jobs", "1",
+                 "--seeds", "1", "--out", "bare")  # fmt: skip
+    assert told.exit_code == 0, told.output
+    assert "virtual time" in hansa(
+        "compare", file, "simulation.training=none", "~simulation.compare.target",
+        "--jobs", "1", "--seeds", "1", "--out", "bare",
+    ).stdout  # fmt: skip
+    assert "Nothing is trained" in told.stdout
+
+
 def test_a_run_of_a_comparison_is_repeated_by_simulate(file: Path) -> None:
     hansa("compare", file, "--jobs", "1", "--seeds", "2", "--scenarios", "busy",
           "--modes", "published", "--strategies", "fedbuff", "--json")  # fmt: skip

@@ -25,6 +25,7 @@ from hansa.report.comparison_page import comparison_files
 from hansa.report.figures.comparison.dress import (
     looks_of,
     paper_style,
+    plate,
     round_numbers,
     spread,
 )
@@ -158,8 +159,37 @@ def test_lines_of_one_scenario_carry_their_names() -> None:
     assert "calm, late" in words
     many = comparison("calm", "busy", modes=("published", "late"))
     words = texts(loss_figure(many, looks_of(many)))
-    for word in ("calm", "busy", "published", "late", "tide"):
+    for word in ("calm, late", "busy, published", "late", "tide"):
         assert word in words
+
+
+def test_a_target_that_is_met_at_once_can_be_drawn() -> None:
+    found = comparison("calm")
+    at_once = tuple(
+        replace(one, time_to_target_s=about(0.0), node_hours_to_target=about(0.0))
+        for one in found.scenarios[0].results
+    )
+    place = replace(found.scenarios[0], results=at_once)
+    assert window(place) == 36000.0
+    drawn = all_plates(replace(found, scenarios=(place,)))
+    assert [one.picture.name for one in drawn] == ["loss", "participation", "staleness"]
+
+
+def test_nothing_is_cut_off_at_the_edges() -> None:
+    found = comparison("calm", "one_slow_queue", modes=("published", "late"))
+    place = found.scenarios[1]
+    never = made("fedbuff", "published", None)
+    slow = replace(place, results=(*place.results, never))
+    found = replace(found, scenarios=(found.scenarios[0], slow))
+    figure = time_figure(found, looks_of(found))
+    assert figure is not None
+    plate(figure, "x", "X", "")
+    for dpi in (72, 200):  # letters have other widths in the PDF and in the PNG
+        figure.set_dpi(dpi)
+        figure.draw_without_rendering()
+        inside, around = figure.get_tightbbox(), figure.bbox_inches
+        assert inside.x0 >= around.x0
+        assert inside.x1 <= around.x1
 
 
 def test_times_have_rows_units_and_a_mark_for_what_is_not_reached() -> None:

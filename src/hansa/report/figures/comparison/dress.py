@@ -43,6 +43,7 @@ _PAPER: dict[Any, Any] = {
     "axes.titlesize": 9.0,
     "figure.constrained_layout.h_pad": 0.06,
     "figure.constrained_layout.w_pad": 0.06,
+    "figure.dpi": 200,  # that of the PNG: letters have other widths at another one
     "font.size": 8.0,
     "legend.fontsize": 8.0,
     "pdf.fonttype": 42,  # letters stay letters, as publishers ask

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from hansa.report.comparison import Comparison, Curve, Result, ScenarioResult
 from hansa.report.figures.comparison.dress import (
+    COLUMNS,
     WIDTH,
     Looks,
     height,
@@ -31,17 +32,18 @@ BEYOND = 1.6
 def loss_figure(found: Comparison, looks: Looks) -> Figure | None:
     """Draw median lines with quartile bands; None if nothing was measured.
 
-    A panel is a scenario; where there is only one, it is a mode.
+    A panel is a mode in a scenario: one mode may be many times as fast as another.
     """
-    places = [one for one in found.scenarios if any(r.curve for r in one.results)]
-    if not places:
+    scenarios = [one for one in found.scenarios if any(r.curve for r in one.results)]
+    if not scenarios:
         return None
-    alone = len(places) == 1
-    if alone:
-        places = _by_mode(places[0])
+    alone = len(scenarios) == 1
+    places = [part for one in scenarios for part in _by_mode(one)]
+    wide = COLUMNS if len(found.modes()) == 1 else len(found.modes())
     names = [one.name for one in places]
-    figure = Figure(figsize=(WIDTH, 0.5 + (2.9 if alone else height(names, 1.75))))
-    shown = panels(figure, names, level=alone)
+    tall = 2.9 if alone else height(names, 1.75, wide=wide)
+    figure = Figure(figsize=(WIDTH, 0.5 + tall))
+    shown = panels(figure, names, wide=wide, level=alone)
     values: list[float] = [] if found.target is None else [found.target]
     for axes, place in zip(shown, places, strict=True):
         values = _draw(axes, place, looks, found.target, values if alone else [])
@@ -73,7 +75,7 @@ def window(place: ScenarioResult) -> float:
     """Return how much of a scenario to show, in seconds: until all is decided."""
     times = [one.time_to_target_s.median for one in place.results]
     reached = [time for time in times if time is not None]
-    if not reached or len(reached) < len(times):
+    if not any(reached) or len(reached) < len(times):
         return place.horizon_s
     return min(place.horizon_s, BEYOND * max(reached))
 

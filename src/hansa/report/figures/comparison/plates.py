@@ -56,8 +56,8 @@ _PICTURES: tuple[tuple[str, Draw, str, str], ...] = (
     ),
     (
         "timelines", timelines_figure, "Who did what, when",
-        "One run of each strategy, with the first seed, in the first scenario; until "
-        "all have reached the target.",
+        "One run of each strategy and mode, with the first seed, in the first "
+        "scenario; where there is a target, cut some time after all have reached it.",
     ),
 )  # fmt: skip
 
