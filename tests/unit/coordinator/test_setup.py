@@ -42,6 +42,11 @@ def test_scaffold_needs_plain_sgd_everywhere() -> None:
     make_coordinator(spec("softmax", {"momentum": 0.9}, "fedprox"))
 
 
+def test_tide_goes_with_any_optimizer() -> None:
+    for work in ({"lr": 0.1}, {"momentum": 0.9}):
+        make_coordinator(spec("softmax", work, "tide"))
+
+
 @pytest.mark.parametrize(
     ("trainer", "remedy"),
     [("torch-module", "work.optimizer: sgd"), ("causal-lm", "another strategy")],
