@@ -411,9 +411,12 @@ class Coordinator:
         if found is None:
             return []
         name, self._state.stopping = found
-        return self.strategy.handle(
+        commands = self.strategy.handle(
             BudgetReached(at=event.at, budget=name, detail=self._state.stopping)
         )
+        if name == "target":  # the model that met it is the one to end with
+            return [one for one in commands if not isinstance(one, Aggregate)]
+        return commands
 
     def _evaluations(self, event: Event) -> list[Command]:
         match event:

@@ -81,9 +81,9 @@ def simulate(
         spec = spec.model_copy(update={"seed": seed})
     if target is None and spec.stop.target is not None:
         target = spec.stop.target.below
-    spec = _bounded(spec)
+    spec, asked = _bounded(spec), spec
     if folder is None:
-        return _carried_out(spec, target, spec.name, None)
+        return _told(asked, _carried_out(spec, target, spec.name, None))
     run = RunFolder(folder)
     if run.journal.exists():
         raise RunConflict(
@@ -91,7 +91,7 @@ def simulate(
         )
     run.claim(spec)
     with Recorder(run.journal) as record:
-        return _carried_out(spec, target, run.run, record)
+        return _told(asked, _carried_out(spec, target, run.run, record))
 
 
 def _bounded(spec: FederationSpec) -> FederationSpec:
@@ -102,6 +102,20 @@ def _bounded(spec: FederationSpec) -> FederationSpec:
         "wall_clock": LONGEST_RUN_S if stop.wall_clock is None else stop.wall_clock,
     }
     return spec.model_copy(update={"stop": stop.model_copy(update=bounds)})
+
+
+def _told(spec: FederationSpec, found: Outcome) -> Outcome:
+    """Add a remark if it was the simulation's own bound that ended the run."""
+    stop = spec.stop
+    versions = stop.rounds is None and found.versions >= MOST_VERSIONS
+    time = stop.wall_clock is None and found.wall_clock_s >= LONGEST_RUN_S
+    if not (versions or time):
+        return found
+    remark = (
+        f"The simulation ended it, after {found.versions} versions and "
+        f"{found.wall_clock_s / 86_400:.0f} days: `stop` sets no bound of that kind."
+    )
+    return replace(found, remarks=(*found.remarks, remark))
 
 
 def _carried_out(

@@ -213,6 +213,14 @@ def test_a_target_ends_the_run(metric: str, below: float, ends: bool) -> None:
         assert Finish in kinds(feed(core, evaluated(0)))
 
 
+def test_the_model_that_met_the_target_is_the_last_one() -> None:
+    """What has come for version 2 would make one by the quorum; it may be worse."""
+    core = make(stop=Stop(rounds=9, target_below=0.6))
+    feed(core, STARTED, published(0), evaluated(0))
+    feed(core, update("a", 1), update("b", 1), published(1), update("a", 2))
+    assert kinds(feed(core, evaluated(1))) == [Withdraw, Finish]
+
+
 def test_a_failed_evaluation_goes_to_the_next_facility_then_is_given_up() -> None:
     core = make(stop=Stop(rounds=1))
     feed(core, STARTED, published(0))

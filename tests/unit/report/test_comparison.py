@@ -175,6 +175,17 @@ def test_a_target_that_is_met_at_once_can_be_drawn() -> None:
     assert [one.picture.name for one in drawn] == ["loss", "participation", "staleness"]
 
 
+def test_modes_that_take_equally_long_are_both_seen() -> None:
+    found = comparison("calm", modes=("published", "late"))
+    place = found.scenarios[0]
+    same = tuple(replace(r, time_to_target_s=about(60.0)) for r in place.results)
+    found = replace(found, scenarios=(replace(place, results=same),))
+    figure = time_figure(found, looks_of(found))
+    assert figure is not None
+    dots = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 1]
+    assert len({float(line.get_ydata()[0]) for line in dots}) == 4
+
+
 def test_nothing_is_cut_off_at_the_edges() -> None:
     found = comparison("calm", "one_slow_queue", modes=("published", "late"))
     place = found.scenarios[1]

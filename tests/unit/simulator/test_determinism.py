@@ -103,3 +103,4 @@ def test_a_target_that_is_never_reached_ends_all_the_same(
     outcome = simulate(federation_from_text(text))
     assert (outcome.versions, outcome.target_s) == (30, None)
     assert "30 rounds" in outcome.reason
+    assert "The simulation ended it" in outcome.remarks[-1]

@@ -64,7 +64,7 @@ def _figure(
         if row % 2:
             axes.axhspan(row - 0.5, row + 0.5, color="#f4f6f8", zorder=0)
         for one in place.results:
-            at = row + _lane(lanes, one.strategy)
+            at = row + _lane(lanes, one.strategy) + _aside(found, one.mode)
             _dot(axes, at, measure(one), unit, looks[one.strategy, one.mode])
     if rows == 1:
         axes.set_yticks([_lane(lanes, name) for name in lanes], lanes)
@@ -83,6 +83,12 @@ def _figure(
 def _lane(lanes: Sequence[str], strategy: str) -> float:
     """Return where in its row a strategy is drawn."""
     return ((lanes.index(strategy) + 0.5) / len(lanes) - 0.5) * 0.8
+
+
+def _aside(found: Comparison, mode: str) -> float:
+    """Return how far modes lie apart in their lane, so that none hides another."""
+    modes = found.modes()
+    return (modes.index(mode) - (len(modes) - 1) / 2) * 0.3 / len(found.strategies())
 
 
 def _dot(axes: Axes, at: float, found: Estimate, unit: float, look: Look) -> None:
