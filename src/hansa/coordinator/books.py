@@ -68,8 +68,9 @@ class Books:
     """All assignments by name, all batch jobs by key, and what they have cost.
 
     `staged` are the versions that were sent to each facility, `delivered` counts the
-    updates that have come. What is asked at every event (open orders, live jobs, the
-    evaluations of a version) is kept apart from what is over, which only grows.
+    updates that have come, and `holding` are the orders that wait for the word to
+    begin. What is asked at every event (open orders, live jobs, the evaluations of a
+    version) is kept apart from what is over, which only grows.
     """
 
     work: dict[str, Progress] = field(default_factory=dict)

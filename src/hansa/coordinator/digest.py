@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from hashlib import sha256
 
 from hansa.core.codec import to_json
@@ -23,7 +23,7 @@ class Digest:
         self._text = ""
         self._since: list[tuple[Command, ...]] = []
 
-    def extend(self, commands: Iterable[Command]) -> None:
+    def extend(self, commands: Sequence[Command]) -> None:
         """Take in the commands that an event led to; none at all change nothing."""
         if commands:
             self._since.append(tuple(commands))
