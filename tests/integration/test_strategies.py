@@ -17,6 +17,7 @@ OPTIONS: dict[str, list[str]] = {
     "fedbuff": ["stop.rounds=4"],
     "fedcompass": ["stop.rounds=6", "strategy.min_steps=5", "strategy.max_steps=20"],
     "fedqueue": ["strategy.t_sync=5s", "strategy.theta=1s", "strategy.min_steps=5"],
+    "tide": ["stop.rounds=6"],
 }
 """Where the strategy's own defaults are not for runs of seconds.
 
