@@ -66,8 +66,14 @@ def compare(
     with progress() as tell:
         found, runs = carry_out(study, jobs=jobs or _cores(), tell=tell)
     tables = _tables(found)
-    page = _write(found, runs, tables, folder)
     code = 1 if found.failed else 0
+    try:
+        page = _write(found, runs, tables, folder)
+    except OSError as error:  # hours may lie in what was found
+        say(
+            f"{folder} can't be written: {error.strerror}. What was found is here only."
+        )
+        page, code = None, 1
     if json_:
         show_json({**found.to_json(), "folder": str(folder)}, code)
     else:

@@ -2,56 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
 
 from hansa.coordinator.core import Coordinator
 from hansa.coordinator.folder import RunFolder
-from hansa.core.errors import RunConflict
+from hansa.core.errors import RunConflict, StorageFull
 from hansa.core.events import Event
 from hansa.journal.line import Record, encode
 from hansa.simulator.outcome import Observer, Outcome
 from hansa.simulator.scenario import prepare
 from hansa.spec.federation import FederationSpec
 
+Note = Callable[[Event, Coordinator], None]
+"""Takes an event, and the core before it handles it."""
+
 MOST_VERSIONS, LONGEST_RUN_S = 20_000, 365 * 86_400.0
 """Where a simulation ends that has no such bound itself: its target may be too far."""
 
 
-class Recorder:
-    """Writes the events of a simulation as the journal of a run has them.
+@contextmanager
+def recorder(path: Path) -> Iterator[Note]:
+    """Yield what writes events down as the journal of a run has them.
 
     Nothing is fsynced: a simulation that dies is simulated again.
 
     Args:
         path: The journal's file; it must not exist.
+
+    Raises:
+        StorageFull: It can't be written; the simulation is simply run again.
     """
+    seq = count(1)
+    try:
+        with path.open("xb") as file:
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: BinaryIO | None = None
-        self._seq = 0
+            def record(event: Event, core: Coordinator) -> None:
+                file.write(encode(Record(next(seq), core.digest, event)))
 
-    def __enter__(self) -> Self:
-        self._file = self._path.open("xb")
-        return self
-
-    def __call__(self, event: Event, core: Coordinator) -> None:
-        """Write an event that the core is about to handle."""
-        self._seq += 1
-        if self._file is not None:
-            self._file.write(encode(Record(self._seq, core.digest, event)))
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._file is not None:
-            self._file.close()
+            yield record
+    except OSError as error:
+        raise StorageFull(
+            f"The simulation's journal {path} can't be written: {error.strerror}.",
+            hint="Free space, or choose another place with --runs or --no-folder.",
+        ) from error
 
 
 def simulate(
@@ -90,7 +87,7 @@ def simulate(
             f"There is a run in {folder} already.", hint="Choose another --id."
         )
     run.claim(spec)
-    with Recorder(run.journal) as record:
+    with recorder(run.journal) as record:
         return _told(asked, _carried_out(spec, target, run.run, record))
 
 
@@ -119,7 +116,7 @@ def _told(spec: FederationSpec, found: Outcome) -> Outcome:
 
 
 def _carried_out(
-    spec: FederationSpec, target: float | None, run: str, record: Recorder | None
+    spec: FederationSpec, target: float | None, run: str, record: Note | None
 ) -> Outcome:
     observer = Observer()
     simulation = prepare(spec, spec.seed, run=run, record=record, watchers=(observer,))

@@ -164,3 +164,17 @@ def test_a_run_of_a_comparison_is_repeated_by_simulate(file: Path) -> None:
     )  # fmt: skip
     assert told["wall_clock_s"] == float(last[5])
     assert told["final_loss"] == float(last[10])
+
+
+def test_what_a_study_found_is_shown_though_its_files_cannot_be_written(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hansa.cli.compare._write", full)
+    arguments = ["compare", str(file), "--jobs", "1", "--seeds", "1", "--json"]
+    found = CliRunner().invoke(app, arguments)
+    assert found.exit_code == 1
+    assert json.loads(found.stdout)["data"]["scenarios"]
+    assert "No space left on device" in found.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from hansa.coordinator.folder import RunFolder
 from hansa.coordinator.replay import replay
 from hansa.coordinator.setup import make_coordinator
+from hansa.core.errors import StorageFull
 from hansa.simulator.simulate import simulate
 from hansa.spec.load import federation_from_text
 
@@ -74,6 +76,19 @@ def test_a_run_is_the_same_in_another_process_and_replays(
     core = make_coordinator(mine.spec())
     assert replay(mine.records(), core) == outcome.events
     assert core.outcome == outcome.outcome
+
+
+def test_a_full_disk_is_told_with_its_place(tmp_path: Path) -> None:
+    """No file may grow beyond 20 kB, as if the disk were full."""
+    spec = federation_from_text(FEDERATION.replace("STRATEGY", "fedavg"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(StorageFull, match=r"journal\.jsonl") as caught:
+            simulate(spec, folder=tmp_path / "storm")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "--runs" in (caught.value.hint or "")
 
 
 def test_another_seed_is_another_run(tmp_path: Path) -> None:
