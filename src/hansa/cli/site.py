@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from hansa.coordinator.preflight import Trials, Watch
     from hansa.spec.profiles import Profile
 
-SITE = typer.Option(Path("site.yaml"), "--site", help="The facility's site.yaml.")
+SITE = typer.Option(
+    Path("site.yaml"),
+    "--site",
+    envvar="HANSA_SITE",
+    help="The facility's site.yaml.",
+)
 
 
 def register(app: typer.Typer) -> None:

@@ -20,6 +20,8 @@ from hansa.core.events import (
     JobWaiting,
     ModelStaged,
     OperatorAsked,
+    TransferEnded,
+    TransferSubmitted,
 )
 from hansa.core.ids import ASSIGNMENT, is_ahead, job_key
 
@@ -68,8 +70,9 @@ class Books:
     """All assignments by name, all batch jobs by key, and what they have cost.
 
     `staged` are the versions that were sent to each facility, `delivered` counts the
-    updates that have come, and `holding` are the orders that wait for the word to
-    begin. What is asked at every event (open orders, live jobs, the evaluations of a
+    updates that have come, `holding` are the orders that wait for the word to
+    begin, and `transfers` is what a service may still be moving, by its ticket.
+    What is asked at every event (open orders, live jobs, the evaluations of a
     version) is kept apart from what is over, which only grows.
     """
 
@@ -79,6 +82,7 @@ class Books:
     node_hours: float = 0.0
     holding: set[str] = field(default_factory=set)
     delivered: int = 0
+    transfers: dict[str, TransferSubmitted] = field(default_factory=dict)
     _open: dict[str, Progress] = field(default_factory=dict)
     _live: dict[str, BatchJob] = field(default_factory=dict)
     _evaluations: dict[int | None, list[Progress]] = field(default_factory=dict)
@@ -195,6 +199,16 @@ class Books:
         """Note that a version was sent to a facility."""
         if not event.state:
             self.staged.setdefault(event.facility, set()).add(event.version)
+
+    def submitted(self, event: TransferSubmitted) -> bool:
+        """Note that a service is about to be asked to move files; nobody decides."""
+        self.transfers[event.ticket] = event
+        return False
+
+    def transferred(self, event: TransferEnded) -> bool:
+        """Note that a service has nothing more to move for a ticket."""
+        self.transfers.pop(event.ticket, None)
+        return False
 
     # What happens to a job; what is told twice counts once.
 

@@ -14,8 +14,6 @@ from hansa.site import rpc
 
 log = logging.getLogger(__name__)
 
-CALL_TIMEOUT_S = 60.0
-
 
 class FacilityGone(GatewayError):
     """The facility has been silent for longer than the plan's patience."""
@@ -29,7 +27,6 @@ class Contact:
         gateway: The control plane to it.
         patience: Seconds without an answer after which it counts as lost.
         retry: Waits between tries.
-        timeout: Seconds that one call may take.
     """
 
     def __init__(
@@ -39,13 +36,17 @@ class Contact:
         *,
         patience: float,
         retry: RetryPolicy | None = None,
-        timeout: float = CALL_TIMEOUT_S,
     ) -> None:
-        self._facility = facility
+        self.facility = facility
         self._gateway = gateway
         self._patience = patience
         self._retry = retry or RetryPolicy(first=0.5, longest=60.0)
-        self._timeout = min(timeout, max(patience, 1.0))
+        self._timeout = min(gateway.timeout, max(patience, 1.0))
+
+    @property
+    def every(self) -> float:
+        """Seconds between two polls at least."""
+        return self._gateway.every
 
     async def call(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Send a request of `hansa.site.rpc` until it is answered; return the data.
@@ -61,11 +62,11 @@ class Contact:
                 return await self.call_once(request)
             except GatewayError as error:
                 tries += 1
-                wait = self._retry.delay(tries, self._facility)
+                wait = self._retry.delay(tries, self.facility)
                 silent = loop.time() - since
                 if not error.transient or silent + wait > self._patience:
                     raise self._gone(error) from error
-                log.warning("%s: %s; trying again", self._facility, error)
+                log.warning("%s: %s; trying again", self.facility, error)
             await asyncio.sleep(wait)
 
     async def call_once(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,7 +84,7 @@ class Contact:
         """Return when the facility answers a probe again, and is well."""
         wait = every
         while (trouble := await self._trouble()) is not None:
-            log.info("%s is still away: %s", self._facility, trouble)
+            log.info("%s is still away: %s", self.facility, trouble)
             await asyncio.sleep(wait)
             wait = min(wait * 2, longest)
 
@@ -100,7 +101,7 @@ class Contact:
 
     def _gone(self, error: GatewayError) -> FacilityGone:
         return FacilityGone(
-            f"{self._facility} can't be reached: {error.message}",
+            f"{self.facility} can't be reached: {error.message}",
             hint=error.hint,
             transient=False,
         )

@@ -51,6 +51,8 @@ from hansa.core.events import (
     RunFinished,
     RunStarted,
     TimerFired,
+    TransferEnded,
+    TransferSubmitted,
     UpdateArrived,
     VersionPublished,
 )
@@ -279,6 +281,11 @@ class Coordinator:
             case _:  # a last update must still count
                 return [*self.strategy.handle(event), *self._stop_if_spent(event)]
 
+    def transfers(self, facility: str) -> list[TransferSubmitted]:
+        """Return what a service may still be moving from or to a facility."""
+        open_ = self._books.transfers.values()
+        return [event for event in open_ if event.facility == facility]
+
     # Bookkeeping.
 
     def _open_work(self) -> list[Progress]:
@@ -297,6 +304,8 @@ class Coordinator:
             JobStarted: books.started,
             JobEnded: books.ended,
             ModelStaged: books.sent,
+            TransferSubmitted: books.submitted,
+            TransferEnded: books.transferred,
             OperatorAsked: books.asked,
             UpdateArrived: self._absorb_result,
             AssignmentFailed: self._absorb_result,

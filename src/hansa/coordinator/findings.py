@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-OK, WARNING, PROBLEM, UNKNOWN = "ok", "warning", "problem", "unknown"
-"""States of a finding; only a problem keeps a run from beginning."""
+from hansa.core.remarks import OK, PROBLEM, UNKNOWN, WARNING
 
 CHECKS = (
+    "login",
+    "endpoint",
     "reachable",
     "hansa",
     "scheduler",
     "job accepted",
+    "line",
     "mailbox",
     "state",
     "data",

@@ -30,7 +30,6 @@ from hansa.spec.site import load_site
 from hansa.store.codec import NUMBERS
 from hansa.store.tensorfile import TensorFile
 
-TIMEOUT_S = 60.0
 _CUDA_ONLY = ("causal-lm", "torch-module")
 """Hansa's own trainers that use GPUs, but not those that PyTorch calls `xpu`."""
 _WIDTHS = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1 + 4 / NUMBERS}
@@ -158,8 +157,8 @@ async def _ask(spec: FederationSpec, run: str, plan: FacilityPlan) -> None:
     gateway = make_gateway(facility)
     plan.source = f"asked of the facility over {facility.gateway.type}"
     try:
-        probe = await gateway.call(rpc.probe(), TIMEOUT_S)
-        answer = await gateway.call(_request(spec, run, plan.facility), TIMEOUT_S)
+        probe = await gateway.call(rpc.probe(), gateway.timeout)
+        answer = await gateway.call(_request(spec, run, plan.facility), gateway.timeout)
     finally:
         await gateway.close()
     plan.scheduler = str(probe.get("scheduler", ""))

@@ -27,6 +27,12 @@ class Pace:
     growth: float = 1.25
     longest: float = 10.0
 
+    def not_below(self, least: float) -> Pace:
+        """Return the pace with no wait shorter than so many seconds."""
+        if self.first >= least:
+            return self
+        return replace(self, first=least, longest=max(self.longest, least))
+
 
 class Poller:
     """Asks the site agent about all watched jobs in one call an interval.
@@ -129,6 +135,7 @@ class Poller:
         jobs = entries_of(data)
         if (pace := read_pace(data.get("pace"))) is not None:
             self._pace = replace(self._pace, first=pace[0], longest=pace[1])
+        self._pace = self._pace.not_below(self._contact.every)
         reports = {key: read_report(jobs.get(key) or {}) for key in keys}
         for key, report in reports.items():
             if key in self._watched:

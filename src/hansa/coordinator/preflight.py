@@ -4,36 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import hansa
 from hansa.coordinator import trial
-from hansa.coordinator.findings import (
-    OK,
-    PROBLEM,
-    UNKNOWN,
-    WARNING,
-    FacilityCheck,
-    took_in,
-)
+from hansa.coordinator.findings import FacilityCheck, took_in
 from hansa.coordinator.planning import Sizes, sizes_of
 from hansa.coordinator.setup import (
     first_order,
     job_request,
     make_gateway,
+    make_mover,
     order_form,
 )
 from hansa.core.errors import HansaError
+from hansa.core.remarks import OK, PROBLEM, UNKNOWN, WARNING, Remark
 from hansa.core.units import format_size, short_duration
 from hansa.gateway.base import Gateway
+from hansa.mover.base import Place
 from hansa.site import rpc
 from hansa.spec.federation import FacilitySpec, FederationSpec
 from hansa.spec.profiles import NodeFacts, load_profile
-
-TIMEOUT_S = 60.0
-"""So long one question to a facility may take."""
 
 CLOCK_S = 60.0
 """A larger difference between two clocks is worth a warning; it is never used."""
@@ -117,8 +111,10 @@ class _Look:
         self, gateway: Gateway, check: FacilityCheck, facility: FacilitySpec
     ) -> None:
         self.watch(self.name, "asking")
+        await _add_remarks(check, "endpoint", gateway.check)
         if not await ask_health(gateway, check):
             return
+        await self._look_along(gateway, check, facility)
         await self._would_accept(gateway, check, facility)
         _space(check, self.spec, self.sizes)
         facts = load_profile(facility.profile).node if facility.profile else None
@@ -139,6 +135,26 @@ class _Look:
             tell=lambda words: self.watch(self.name, words),
         )
 
+    async def _look_along(
+        self, gateway: Gateway, check: FacilityCheck, facility: FacilitySpec
+    ) -> None:
+        """Look at the way that files take."""
+
+        async def ask(request: Mapping[str, object]) -> dict[str, Any]:
+            return await gateway.call(request, gateway.timeout)
+
+        mailbox = Path(str(check.probe.get("mailbox", "")))
+        place = Place(mailbox=mailbox, facility=self.name, ask=ask)
+
+        async def look() -> list[Remark]:
+            mover = make_mover(facility, place)
+            try:
+                return await mover.check()
+            finally:
+                await mover.close()
+
+        await _add_remarks(check, "line", look)
+
     async def _would_accept(
         self, gateway: Gateway, check: FacilityCheck, facility: FacilitySpec
     ) -> None:
@@ -147,7 +163,7 @@ class _Look:
         job = job_request(facility)
         try:
             answer = await gateway.call(
-                rpc.submit(self.run, whole, 1, job, dry_run=True), TIMEOUT_S
+                rpc.submit(self.run, whole, 1, job, dry_run=True), gateway.timeout
             )
         except HansaError as error:
             _refused(check, "job accepted", error)
@@ -159,11 +175,24 @@ class _Look:
         check.add("job accepted", OK, f"{where}: {said}" if where else said)
 
 
+async def _add_remarks(
+    check: FacilityCheck, what: str, look: Callable[[], Awaitable[list[Remark]]]
+) -> None:
+    """Add what a back end says of the way to a facility."""
+    try:
+        remarks = await look()
+    except HansaError as error:
+        _refused(check, what, error)
+        return
+    for one in remarks:
+        check.add(one.check, one.state, one.detail, one.hint)
+
+
 async def ask_health(gateway: Gateway, check: FacilityCheck) -> bool:
     """Ask a site agent how it is; tell whether it answered."""
     before, began = time.time(), time.monotonic()
     try:
-        probe = await gateway.call(rpc.probe(), TIMEOUT_S)
+        probe = await gateway.call(rpc.probe(), gateway.timeout)
     except HansaError as error:
         _refused(check, "reachable", error)
         return False
@@ -205,7 +234,7 @@ async def try_out(
             str(check.probe.get("facility") or check.facility),
             job,
             patience=trials.patience,
-            timeout=TIMEOUT_S,
+            timeout=gateway.timeout,
             tell=tell,
         )
     except HansaError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from hansa.coordinator.core import Coordinator, at_time
@@ -52,6 +53,14 @@ class Interrupted(HansaError):
     exit_code = 130
 
 
+@dataclass(frozen=True, slots=True)
+class _Noted:
+    """An event whose sender waits until it is in the journal."""
+
+    event: Event
+    done: asyncio.Future[None]
+
+
 class Watcher(Protocol):
     """Somebody who looks on: a display, a test."""
 
@@ -88,7 +97,7 @@ class Runtime:
         self._clock = clock
         self._keep = keep
         self._watchers = watchers
-        self._inbox: asyncio.Queue[Event | BaseException] = asyncio.Queue()
+        self._inbox: asyncio.Queue[Event | _Noted | BaseException] = asyncio.Queue()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._lanes: Mapping[str, Lane] = {}
@@ -99,6 +108,12 @@ class Runtime:
     def emit(self, event: Event) -> None:
         """Take an event; it is stamped, journaled and handled in its turn."""
         self._inbox.put_nowait(event)
+
+    async def noted(self, event: Event) -> None:
+        """Emit an event; return when it is in the journal and on the disk."""
+        done = asyncio.get_running_loop().create_future()
+        self._inbox.put_nowait(_Noted(event, done))
+        await done
 
     def fail(self, error: BaseException) -> None:
         """End the run with an error that only a person can mend; it stays resumable."""
@@ -155,10 +170,8 @@ class Runtime:
         for event in rest:
             self._take(event)
 
-    def _take(self, event: Event) -> None:
-        stamped = at_time(event, max(self._clock(), self._core.at))
-        self._journal.append(stamped, self._core.digest)
-        commands = self._core.handle(stamped)
+    def _take(self, item: Event | _Noted) -> None:
+        stamped, commands = self._journaled(item)
         log.debug("%s -> %s", stamped, commands)
         for command in commands:
             self._carry_out(command)
@@ -168,6 +181,15 @@ class Runtime:
             self._lanes[stamped.facility].queue_ahead()
         for watcher in self._watchers:
             watcher.on_event(stamped)
+
+    def _journaled(self, item: Event | _Noted) -> tuple[Event, list[Command]]:
+        """Journal an event and have it handled; return it stamped, and what follows."""
+        event = item.event if isinstance(item, _Noted) else item
+        stamped = at_time(event, max(self._clock(), self._core.at))
+        self._journal.append(stamped, self._core.digest)
+        if isinstance(item, _Noted) and not item.done.done():
+            item.done.set_result(None)
+        return stamped, self._core.handle(stamped)
 
     async def _shut_down(self) -> None:
         for timer in self._timers.values():
@@ -188,9 +210,7 @@ class Runtime:
         while not self._inbox.empty():
             item = self._inbox.get_nowait()
             if not isinstance(item, BaseException):
-                stamped = at_time(item, max(self._clock(), self._core.at))
-                self._journal.append(stamped, self._core.digest)
-                self._core.handle(stamped)
+                self._journaled(item)
 
     # Commands.
 

@@ -21,7 +21,7 @@ class LaneSettings:
         run: Id of the run.
         facility: Name of the facility.
         order: Turns a strategy's order into what the site agent is sent.
-        job: What every batch job asks for, as `hansa.site.rpc.JobRequest` has it.
+        job: What every batch job asks for, as `hansa.site.order.JobRequest` has it.
         ahead: How the next job is queued while one runs.
         when: What to do about jobs that end without a result.
         retries: Batch jobs that one assignment may use.

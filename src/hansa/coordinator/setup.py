@@ -18,13 +18,14 @@ from hansa.coordinator.plan import Plan, Stop
 from hansa.coordinator.rehearsal import check_adapters, check_control
 from hansa.coordinator.runtime import Runtime
 from hansa.coordinator.settings import LaneSettings
+from hansa.coordinator.transfers import JournaledTransfers
 from hansa.coordinator.trouble import When
 from hansa.core import plugins
 from hansa.core.commands import Assign, WorkOrder
 from hansa.core.events import VersionPublished
 from hansa.core.ids import assignment_id
 from hansa.gateway.base import Gateway
-from hansa.mover.base import Mover
+from hansa.mover.base import Mover, Place, Progress, TransferLog
 from hansa.site import rpc
 from hansa.spec.federation import FacilitySpec, FederationSpec
 from hansa.store.versions import Store
@@ -108,20 +109,29 @@ def make_gateway(facility: FacilitySpec) -> Gateway:
     return gateway
 
 
-def make_mover(facility: FacilitySpec, mailbox: str) -> Mover:
+def make_mover(facility: FacilitySpec, place: Place) -> Mover:
     """Return the data plane to a facility whose site agent named its mailbox."""
     kind = plugins.find(plugins.MOVERS, facility.mover.type)
-    options = kind.Options.model_validate(facility.mover.options)
-    mover: Mover = kind(options, Path(mailbox))
+    mover: Mover = kind(kind.Options.model_validate(facility.mover.options), place)
     return mover
 
 
 def _connect(
-    contact: Contact, facility: FacilitySpec
+    contact: Contact,
+    facility: FacilitySpec,
+    log: TransferLog,
+    watch: Callable[[Progress], None],
 ) -> Callable[[], Awaitable[Mover]]:
     async def connect() -> Mover:
         health = await contact.call(rpc.probe())
-        return make_mover(facility, str(health["mailbox"]))
+        place = Place(
+            mailbox=Path(str(health["mailbox"])),
+            facility=contact.facility,
+            log=log,
+            ask=contact.call,
+            watch=watch,
+        )
+        return make_mover(facility, place)
 
     return connect
 
@@ -134,14 +144,23 @@ def make_lanes(
     runtime: Runtime,
 ) -> dict[str, Lane]:
     """Return one lane for each facility, emitting to the runtime."""
-    lanes = {}
+    lanes: dict[str, Lane] = {}
+
+    def watch(name: str, progress: Progress) -> None:
+        lanes[name].view.show_transfer(progress)
+
     for name, facility in spec.facilities.items():
         gateway = make_gateway(facility)
         contact = Contact(name, gateway, patience=spec.patience)
         delivery = Delivery(
             run,
             name,
-            _connect(contact, facility),
+            _connect(
+                contact,
+                facility,
+                JournaledTransfers(name, core, runtime.noted),
+                partial(watch, name),
+            ),
             store,
             newest=lambda: core.newest,
             keep=core.needed_versions,

@@ -7,6 +7,7 @@ from typing import Any
 
 from hansa.coordinator.job import Job, waited
 from hansa.coordinator.reports import JobReport
+from hansa.mover.base import Progress
 from hansa.scheduler.base import JobState
 
 
@@ -31,6 +32,11 @@ class FacilityView:
         version: The version that the job at hand has bound.
         newest_at_submit: The newest version when that job was submitted.
         ahead: The scheduler's id of a job that is queued ahead; empty: none.
+        moved: Bytes that the transfer under way has moved, of `to_move`; both 0: none
+            is under way.
+        rate: Its bytes per second.
+        faults: Troubles that its service mended by itself.
+        line: The service's word for what holds it up; empty: nothing does.
     """
 
     name: str
@@ -49,6 +55,11 @@ class FacilityView:
     version: int | None = None
     newest_at_submit: int | None = None
     ahead: str = ""
+    moved: int = 0
+    to_move: int = 0
+    rate: float = 0.0
+    faults: int = 0
+    line: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the view as plain JSON data."""
@@ -75,6 +86,15 @@ class FacilityView:
         self.steps = int(status.get("steps") or 0)
         self.loss = status.get("loss")
         self.samples_per_s = status.get("samples_per_s")
+
+    def show_transfer(self, progress: Progress) -> None:
+        """Take in how a transfer goes; one that is complete is not shown any more."""
+        under_way = progress.bytes < progress.total
+        self.moved = progress.bytes if under_way else 0
+        self.to_move = progress.total if under_way else 0
+        self.rate = progress.rate if under_way else 0.0
+        self.faults = progress.faults if under_way else 0
+        self.line = progress.status if under_way else ""
 
     def show_followed(self, job: Job, report: JobReport, *, idle: bool) -> None:
         """Take in what a poll tells of a job in the background."""

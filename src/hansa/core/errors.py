@@ -10,6 +10,7 @@
     ├── PreflightError        a check before the run failed
     ├── FacilityError         something at or on the way to a facility
     │   ├── GatewayError      the facility can't be reached or answers nonsense
+    │   ├── LoginError        a service between the two wants a (fresh) login or consent
     │   ├── PolicyError       the facility's own site.yaml refuses
     │   ├── SchedulerError    the batch scheduler refuses or can't be understood
     │   ├── TransferError     files did not arrive as they were sent
@@ -121,6 +122,17 @@ class GatewayError(FacilityError):
     """The facility can't be reached, or its answer makes no sense."""
 
     code = "FACILITY_UNREACHABLE"
+    transient_by_default = True
+
+
+class LoginError(FacilityError):
+    """A service on the way to a facility wants a login, a fresh one, or a consent.
+
+    It is transient by default: a person mends it while the run goes on, in another
+    terminal, with the command that the hint names.
+    """
+
+    code = "LOGIN"
     transient_by_default = True
 
 

@@ -73,6 +73,47 @@ class ModelStaged:
 
 
 @record
+class TransferSubmitted:
+    """Files are about to be handed to a service that moves them by itself.
+
+    Attributes:
+        ticket: The service's name for the submission: under one name it carries
+            nothing out twice.
+        direction: ``put`` (to the facility) or ``get``.
+        places: The directories in the mailbox, as ``smol/versions/3``.
+    """
+
+    at: float
+    facility: str
+    ticket: str
+    direction: str
+    places: tuple[str, ...]
+
+
+@record
+class TransferEnded:
+    """The service is done with a submission, or has been told to forget it.
+
+    Attributes:
+        ticket: That of `TransferSubmitted`.
+        outcome: ``done``, ``failed`` or ``cancelled``.
+        reason: Why it was not done, in words.
+        bytes: What went over the line, what was sent again included.
+        seconds: From the submission to the end, by the service's own records.
+        faults: Troubles that the service mended by itself.
+    """
+
+    at: float
+    facility: str
+    ticket: str
+    outcome: str
+    reason: str = ""
+    bytes: int = 0
+    seconds: float = 0.0
+    faults: int = 0
+
+
+@record
 class JobQueued:
     """The facility's scheduler accepted a job, or a job of its took the order on.
 
@@ -277,6 +318,8 @@ Event = (
     | FacilityReady
     | FacilityLost
     | ModelStaged
+    | TransferSubmitted
+    | TransferEnded
     | JobQueued
     | JobWaiting
     | JobRequeued

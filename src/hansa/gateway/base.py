@@ -7,15 +7,23 @@ from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel
 
+from hansa.core.remarks import Remark
+
 
 class Gateway(Protocol):
     """Carries one request to a facility's site agent and its reply back.
 
     Built as ``cls(options)`` with an instance of its `Options`. Requests are made by
     `hansa.site.rpc`; all of them may be repeated without harm.
+
+    Attributes:
+        timeout: Seconds within which a facility that is well has answered.
+        every: Seconds between two polls at least, so as not to wear the way out.
     """
 
     Options: ClassVar[type[BaseModel]]
+    timeout: float
+    every: float
 
     async def call(
         self,
@@ -34,6 +42,10 @@ class Gateway(Protocol):
             HansaError: Whatever the agent answered, rebuilt (`PolicyError`,
                 `SchedulerError`, ...).
         """
+        ...
+
+    async def check(self) -> list[Remark]:
+        """Say what can be known of the way there without asking the site agent."""
         ...
 
     async def close(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NoReturn
 from pydantic import BaseModel, ConfigDict
 
 from hansa.core.errors import UsageError
+from hansa.core.remarks import Remark
 
 
 class SimulatedGatewayOptions(BaseModel):
@@ -27,6 +28,8 @@ class SimulatedGateway:
     """
 
     Options: ClassVar[type[BaseModel]] = SimulatedGatewayOptions
+    timeout = 60.0
+    every = 0.0
 
     def __init__(self, options: SimulatedGatewayOptions) -> None:
         self._options = options
@@ -38,6 +41,14 @@ class SimulatedGateway:
         timeout: float,  # noqa: ASYNC109 - it crosses to the facility's side
     ) -> dict[str, Any]:
         """See `Gateway.call`; there is nobody to call.
+
+        Raises:
+            UsageError: Always.
+        """
+        _refuse()
+
+    async def check(self) -> list[Remark]:
+        """See `Gateway.check`.
 
         Raises:
             UsageError: Always.

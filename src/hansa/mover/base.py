@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel
 
-from hansa.core.errors import TransferError
+from hansa.core.errors import TransferError, UsageError
 from hansa.core.files import FileRecords
+from hansa.core.remarks import Remark
 
 MANIFEST = "manifest.json"
 """Travels beside the files that it lists; it does not list itself."""
@@ -30,13 +32,119 @@ class Damaged(TransferError):
     """What lies at the other end is not what its manifest promises."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How a transfer goes, for people.
+
+    Attributes:
+        bytes: Moved so far.
+        total: To be moved; 0: not known.
+        rate: Bytes per second, as whoever moves them counts.
+        faults: Troubles so far that were mended without us.
+        status: The service's own word, as ``PERMISSION_DENIED``; empty: all is well.
+    """
+
+    bytes: int
+    total: int = 0
+    rate: float = 0.0
+    faults: int = 0
+    status: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Submission:
+    """What a service was asked to move, and may still be moving.
+
+    Attributes:
+        ticket: Under one ticket the service carries nothing out twice.
+        direction: ``put`` or ``get``.
+        places: The directories in the mailbox.
+    """
+
+    ticket: str
+    direction: str
+    places: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ended:
+    """How a submission ended; as the event `TransferEnded`."""
+
+    ticket: str
+    outcome: str
+    reason: str = ""
+    bytes: int = 0
+    seconds: float = 0.0
+    faults: int = 0
+
+
+class TransferLog(Protocol):
+    """The durable memory of a mover that leaves its work to a service."""
+
+    def open(self) -> tuple[Submission, ...]:
+        """Return what was submitted and has not ended, the oldest first."""
+        ...
+
+    async def submitted(self, submission: Submission) -> None:
+        """Return once it is on the disk that this is going to be submitted."""
+        ...
+
+    async def ended(self, ended: Ended) -> None:
+        """Return once it is on the disk that a submission is over."""
+        ...
+
+
+class NoLog:
+    """Remembers nothing: for movers outside of a run."""
+
+    def open(self) -> tuple[Submission, ...]:
+        """See `TransferLog.open`."""
+        return ()
+
+    async def submitted(self, submission: Submission) -> None:
+        """See `TransferLog.submitted`."""
+
+    async def ended(self, ended: Ended) -> None:
+        """See `TransferLog.ended`."""
+
+
+Ask = Callable[[Mapping[str, object]], Awaitable[dict[str, Any]]]
+"""Sends one request of `hansa.site.rpc` to the facility; returns the reply's data."""
+
+
+async def _nobody(request: Mapping[str, object]) -> dict[str, Any]:
+    raise UsageError(f"There is no site agent here to ask for {request.get('op')!r}.")
+
+
+def _unseen(progress: Progress) -> None:
+    del progress
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a mover works, and whom it may turn to.
+
+    Attributes:
+        mailbox: The facility's mailbox root, as its site agent names it.
+        facility: Name of the facility.
+        log: Where submissions are noted.
+        ask: Asks the facility's site agent.
+        watch: Told how a transfer goes.
+    """
+
+    mailbox: Path
+    facility: str = "facility"
+    log: TransferLog = field(default_factory=NoLog)
+    ask: Ask = _nobody
+    watch: Callable[[Progress], None] = _unseen
+
+
 class Mover(Protocol):
     """Carries a directory of files to a facility's mailbox, or back.
 
-    Built as ``cls(options, mailbox)`` with an instance of its `Options` and the
-    facility's mailbox root as the site agent names it. A directory appears
-    under its final name complete and verified, or not at all; moving it twice is
-    moving it once. Facility paths are relative to the mailbox root, as
+    Built as ``cls(options, place)`` with an instance of its `Options`. A directory
+    appears under its final name complete and verified, or not at all; moving it twice
+    is moving it once. Facility paths are relative to the mailbox root, as
     ``<run>/versions/3``.
     """
 
@@ -69,6 +177,10 @@ class Mover(Protocol):
             TransferError: As for `put`.
             StorageFull: As for `put`.
         """
+        ...
+
+    async def check(self) -> list[Remark]:
+        """Say what can be known of the way there; nothing is moved or changed."""
         ...
 
     async def close(self) -> None:

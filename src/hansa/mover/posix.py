@@ -21,8 +21,9 @@ from hansa.core.files import (
     remembered,
     total_bytes,
 )
+from hansa.core.remarks import Remark
 from hansa.mover import landing
-from hansa.mover.base import Moved
+from hansa.mover.base import Moved, Place
 
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES)
 
@@ -53,26 +54,30 @@ class PosixMover:
 
     Args:
         options: Its options.
-        mailbox: The facility's mailbox root, as its site agent names it.
+        place: Where it works.
     """
 
     Options: ClassVar[type[BaseModel]] = PosixOptions
 
-    def __init__(self, options: PosixOptions, mailbox: Path) -> None:
+    def __init__(self, options: PosixOptions, place: Place) -> None:
         self._options = options
-        self._root = options.path or mailbox
+        self._root = options.path or place.mailbox
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="hansa-mover")
 
     async def put(self, source: Path, target: str, files: FileRecords) -> Moved:
         """Bring a directory to the facility; see `Mover.put`."""
         there = self._there(target)
-        place = _link_or_copy if self._options.link else _copy
-        return await self._in_thread(lambda: _move(source, there, files, place))
+        fill = _link_or_copy if self._options.link else _copy
+        return await self._in_thread(lambda: _move(source, there, files, fill))
 
     async def get(self, source: str, target: Path, files: FileRecords) -> Moved:
         """Fetch a directory from the facility; see `Mover.get`."""
         there = self._there(source)
         return await self._in_thread(lambda: _move(there, target, files, _copy))
+
+    async def check(self) -> list[Remark]:
+        """Say nothing: the site agent looks at the mailbox itself."""
+        return []
 
     async def close(self) -> None:
         """Let go of the thread; a copy under way is finished first."""
@@ -86,11 +91,11 @@ class PosixMover:
         return self._root.joinpath(*landing.mailbox_parts(relative))
 
 
-Place = Callable[[Path, Path], None]
+Fill = Callable[[Path, Path], None]
 """Makes the second path hold the bytes of the first."""
 
 
-def _move(source: Path, target: Path, files: FileRecords, place: Place) -> Moved:
+def _move(source: Path, target: Path, files: FileRecords, fill: Fill) -> Moved:
     began = time.monotonic()
     landing.check_names(files, source)
     with landing.readable_errors(source, target):
@@ -101,7 +106,7 @@ def _move(source: Path, target: Path, files: FileRecords, place: Place) -> Moved
         aside = landing.hidden(target, ".")
         aside.mkdir()
         try:
-            _fill(source, aside, files, place)
+            _fill(source, aside, files, fill)
             landing.settle(aside, target, files, manifest)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -109,10 +114,10 @@ def _move(source: Path, target: Path, files: FileRecords, place: Place) -> Moved
     return Moved(bytes=size, seconds=time.monotonic() - began)
 
 
-def _fill(source: Path, aside: Path, files: FileRecords, place: Place) -> None:
+def _fill(source: Path, aside: Path, files: FileRecords, fill: Fill) -> None:
     for name, record in files.items():
         landing.sized(source / name, record)
-        place(source / name, aside / name)
+        fill(source / name, aside / name)
         with landing.syncing(aside / name):
             _verify(source / name, aside / name, record)
 

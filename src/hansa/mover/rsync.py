@@ -26,9 +26,10 @@ from pydantic import BaseModel, Field
 from hansa.core import ssh
 from hansa.core.errors import FacilityError, HansaError, TransferError
 from hansa.core.files import FileRecords
+from hansa.core.remarks import Remark
 from hansa.core.ssh import SshOptions
 from hansa.mover import landing
-from hansa.mover.base import MANIFEST, Damaged, Moved
+from hansa.mover.base import MANIFEST, Damaged, Moved, Place
 from hansa.mover.line import Line
 from hansa.mover.process import Finished, run
 
@@ -62,14 +63,14 @@ class RsyncMover:
 
     Args:
         options: Its options.
-        mailbox: The facility's mailbox root, as its site agent names it.
+        place: Where it works.
     """
 
     Options: ClassVar[type[BaseModel]] = RsyncOptions
 
-    def __init__(self, options: RsyncOptions, mailbox: Path) -> None:
+    def __init__(self, options: RsyncOptions, place: Place) -> None:
         self._options = options
-        self._root = ssh.from_home(options.path or str(mailbox)).rstrip("/")
+        self._root = ssh.from_home(options.path or str(place.mailbox)).rstrip("/")
         names = SshOptions.model_fields
         login = {name: getattr(options, name) for name in names}
         self._line = Line(SshOptions.model_validate(login))
@@ -86,6 +87,10 @@ class RsyncMover:
         place = self._place(source)
         landing.check_names(files, source)
         return await self._in_turn(lambda: self._get(place, target, files))
+
+    async def check(self) -> list[Remark]:
+        """Say nothing: the line is tried by the gateway, which shares it."""
+        return []
 
     async def close(self) -> None:
         """Let go of the connection."""

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict
 
 from hansa.core.errors import UsageError
 from hansa.core.files import FileRecords
-from hansa.mover.base import Moved
+from hansa.core.remarks import Remark
+from hansa.mover.base import Moved, Place
 
 
 class SimulatedMoverOptions(BaseModel):
@@ -23,7 +24,7 @@ class SimulatedMover:
 
     Args:
         options: Its options.
-        mailbox: Not used.
+        place: Not used.
 
     Raises:
         UsageError: Always: there is no place to move anything to.
@@ -31,8 +32,8 @@ class SimulatedMover:
 
     Options: ClassVar[type[BaseModel]] = SimulatedMoverOptions
 
-    def __init__(self, options: SimulatedMoverOptions, mailbox: Path) -> None:
-        self._options, self._mailbox = options, mailbox
+    def __init__(self, options: SimulatedMoverOptions, place: Place) -> None:
+        self._options, self._place = options, place
         _refuse()
 
     async def put(self, source: Path, target: str, files: FileRecords) -> Moved:
@@ -45,6 +46,14 @@ class SimulatedMover:
 
     async def get(self, source: str, target: Path, files: FileRecords) -> Moved:
         """See `Mover.get`.
+
+        Raises:
+            UsageError: Always.
+        """
+        _refuse()
+
+    async def check(self) -> list[Remark]:
+        """See `Mover.check`.
 
         Raises:
             UsageError: Always.

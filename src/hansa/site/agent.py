@@ -18,6 +18,7 @@ from hansa.mailbox.state import State
 from hansa.scheduler.base import Scheduler
 from hansa.site import health, rpc, submission, tidying, words
 from hansa.site.batch import Batch, Run, run_in
+from hansa.site.order import split_job
 from hansa.site.reach import alone, inside, tail
 from hansa.site.records import Files, Records
 from hansa.site.submission import Desk, Submission
@@ -210,7 +211,7 @@ def _not_submitting(files: Files, keys: Iterable[str]) -> Iterator[None]:
 
     A job that the batch system is just taking would not be seen, and would stay.
     """
-    assignments = sorted({rpc.split_job(key)[0] for key in keys})
+    assignments = sorted({split_job(key)[0] for key in keys})
     with ExitStack() as held:
         if files.state.path.is_dir():  # else nothing was ever submitted
             for assignment in assignments:  # in order, so that no two wait for ever
@@ -226,7 +227,7 @@ def _who(files: Files, keys: Iterable[str]) -> tuple[set[str], set[str]]:
         if note is not None:
             ids.add(note.job)
         else:
-            names.add(job_name(files.mailbox.run, *rpc.split_job(key)))
+            names.add(job_name(files.mailbox.run, *split_job(key)))
     return ids, names
 
 

@@ -13,7 +13,8 @@ from typing import NoReturn
 from hansa.core.errors import PolicyError
 from hansa.core.ids import ASSIGNMENT, is_ahead
 from hansa.core.units import format_duration
-from hansa.site.rpc import JobRequest, Order, Place, Submit, split_job
+from hansa.site.order import JobRequest, Order, split_job
+from hansa.site.rpc import Place, Submit
 from hansa.spec.site import SiteSpec, TaskAccess
 
 

@@ -13,7 +13,8 @@ from hansa.mailbox.paths import JobDir, Mailbox
 from hansa.mailbox.state import JobNotes, State
 from hansa.scheduler.base import JobSpec
 from hansa.site import policy
-from hansa.site.rpc import SCHEMA, Order, Place, Submit
+from hansa.site.order import Order
+from hansa.site.rpc import SCHEMA, Place, Submit
 from hansa.spec.site import EnvironmentSpec, SiteSpec
 
 VARIABLES = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}

@@ -13,8 +13,8 @@ from hansa.mailbox.files import read_json
 from hansa.mailbox.paths import MANIFEST, JobDir, Mailbox
 from hansa.mailbox.state import JobNotes, State
 from hansa.scheduler.base import JobStatus
+from hansa.site.order import split_job
 from hansa.site.reach import small_json
-from hansa.site.rpc import split_job
 
 log = logging.getLogger(__name__)
 

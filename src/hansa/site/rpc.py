@@ -12,23 +12,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import Field, TypeAdapter, ValidationError
 
-from hansa.core.errors import GatewayError, HansaError, SpecError, UsageError, from_json
-from hansa.core.ids import (
-    ASSIGNMENT,
-    WORD,
-    check_name,
-    check_run,
-    is_assignment,
-    state_of,
+from hansa.core.errors import GatewayError, HansaError, UsageError, from_json
+from hansa.site.order import (
+    AssignmentId,
+    JobKey,
+    JobRequest,
+    Message,
+    Order,
+    RunId,
+    Word,
 )
 
 SCHEMA = 1
@@ -37,182 +31,15 @@ SCHEMA = 1
 READ_LIMIT = 64 * 1024
 """Most bytes that one `read` returns."""
 
-RANKS_LIMIT = 1024
-"""Most ranks on one node; none has more cores or devices."""
 
-
-def _run(run: str) -> str:
-    try:
-        return check_run(run)
-    except SpecError as error:
-        raise ValueError(error.message) from error
-
-
-def _state(ref: str) -> str:
-    if state_of(ref) is None:
-        raise ValueError(f"{ref!r} is no reference of a stored state")
-    return ref
-
-
-def _name(name: str) -> str:
-    try:
-        return check_name(name, "facility or task")
-    except SpecError as error:
-        raise ValueError(error.message) from error
-
-
-def _assignment(text: str) -> str:
-    if not is_assignment(text):
-        raise ValueError(f"{text!r} is no assignment id")
-    return text
-
-
-def split_job(key: str) -> tuple[str, int]:
-    """Return assignment and number of a job id such as ``train-0003-polaris-1.2``.
-
-    Raises:
-        ValueError: The text is no job id.
-    """
-    assignment, _, number = key.rpartition(".")
-    if not is_assignment(assignment) or not number.isascii() or not number.isdecimal():
-        raise ValueError(
-            f"{key!r} is no job id; they look like 'train-0003-polaris-1.2'"
-        )
-    if number.startswith("0") or len(number) > 6:
-        raise ValueError(f"{number!r} can't be the number of a job")
-    return assignment, int(number)
-
-
-def _job(key: str) -> str:
-    split_job(key)
-    return key
-
-
-RunId = Annotated[str, AfterValidator(_run)]
-Name = Annotated[str, AfterValidator(_name)]
-AssignmentId = Annotated[str, AfterValidator(_assignment)]
-StateRef = Annotated[str, AfterValidator(_state)]
-JobKey = Annotated[str, AfterValidator(_job)]
-Word = Annotated[str, Field(pattern=WORD)]
-"""Such as a queue or an account: one word, so that no other option is smuggled in."""
-
-Group = Annotated[str, Field(min_length=1, max_length=128)]
-
-
-class _Message(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelRequest(_Message):
-    """Which model to train, in words that the facility's worker resolves."""
-
-    trainer: str
-    source: str
-    dtype: Literal["float32", "bfloat16", "float16"]
-    options: dict[str, Any] = Field(default_factory=dict)
-
-
-class TaskRequest(_Message):
-    """Which task of the facility to work on; `data` None means all its groups."""
-
-    name: str
-    data: tuple[Group, ...] | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
-
-
-class UpdateRequest(_Message):
-    """How to write the update."""
-
-    dtype: Literal["float32", "bfloat16", "float16", "int8"] = "bfloat16"
-    compress: Literal["none", "zstd"] = "none"
-
-
-class Order(_Message):
-    """What the server asks for. Immutable once written.
-
-    Attributes:
-        steps: Optimizer steps; None for an evaluation.
-        version: The version to evaluate; None binds the newest when the job starts.
-        work: The trainer's own options (batch size, learning rate, ...).
-        evaluate: Measure the local model after training.
-        nonce: Drawn by the server for each run, so that a new run under an old id
-            can't take the old run's orders for its own.
-        first: Index of the order's first step in the facility's stream of batches.
-        lr_scale: Factor on the learning rate in `work`.
-        proximal: mu of FedProx; 0: none.
-        control: State in the mailbox that is added to every gradient.
-    """
-
-    schema_: Literal[1] = Field(alias="schema")
-    run: RunId
-    assignment: AssignmentId
-    kind: Literal["train", "evaluate"]
-    facility: Name
-    round: Annotated[int, Field(ge=0)]
-    steps: Annotated[int, Field(ge=1)] | None = None
-    version: Annotated[int, Field(ge=0)] | None = None
-    seed: int
-    model: ModelRequest
-    task: TaskRequest
-    work: dict[str, Any] = Field(default_factory=dict)
-    update: UpdateRequest = UpdateRequest()
-    evaluate: bool = False
-    nonce: Word | Literal[""] = ""
-    first: Annotated[int, Field(ge=0)] | None = None
-    lr_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    proximal: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    control: StateRef | Literal[""] = ""
-
-    def problem(self) -> str | None:
-        """Return what contradicts itself in the order, or None."""
-        match = ASSIGNMENT.fullmatch(self.assignment)
-        if match is None or (match[1], match[3]) != (self.kind, self.facility):
-            return (
-                f"assignment {self.assignment} is not of kind {self.kind} at "
-                f"{self.facility}"
-            )
-        if self.kind == "evaluate" and self.version is None:
-            return "an evaluation names no version"
-        if self.kind == "train" and self.steps is None and "steps" not in self.work:
-            return "a training order has no steps"
-        corrected = self.lr_scale != 1 or self.proximal or self.control
-        if self.kind == "evaluate" and corrected:
-            return "an evaluation corrects no steps"
-        return None
-
-
-class JobRequest(_Message):
-    """The batch job that the server asks for; times in seconds.
-
-    There are no free directives in it: shell text never crosses. What a facility's
-    batch system needs beyond this stands in its own site.yaml.
-
-    Attributes:
-        ranks_per_node: None takes what site.yaml says of a node.
-        linger: After an order the job may wait this long in its allocation for the
-            next one; 0: it leaves.
-        hold: A training order may wait this long for the word to begin; then it
-            begins anyway. 0: it begins at once.
-    """
-
-    nodes: Annotated[int, Field(ge=1)] = 1
-    ranks_per_node: Annotated[int, Field(ge=1, le=RANKS_LIMIT)] | None = None
-    time: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    queue: Word | None = None
-    account: Word | None = None
-    reservation: Word | None = None
-    linger: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    hold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-
-
-class Probe(_Message):
+class Probe(Message):
     """Is the facility well?"""
 
     schema_: Literal[1] = Field(alias="schema")
     op: Literal["probe"]
 
 
-class Submit(_Message):
+class Submit(Message):
     """Write an order and submit its job; with `dry_run`, only say what would be."""
 
     schema_: Literal[1] = Field(alias="schema")
@@ -224,7 +51,7 @@ class Submit(_Message):
     dry_run: bool = False
 
 
-class Place(_Message):
+class Place(Message):
     """Submit a job without an order.
 
     Attributes:
@@ -243,7 +70,7 @@ class Place(_Message):
     nonce: Word | Literal[""] = ""
 
 
-class Tell(_Message):
+class Tell(Message):
     """Say a word to jobs: `begin` to those that wait for it, or `leave`.
 
     A job that is told to leave finishes the orders that it has and lingers no more;
@@ -257,7 +84,7 @@ class Tell(_Message):
     word: Literal["begin", "leave"]
 
 
-class Poll(_Message):
+class Poll(Message):
     """How do these jobs stand?"""
 
     schema_: Literal[1] = Field(alias="schema")
@@ -266,7 +93,7 @@ class Poll(_Message):
     jobs: tuple[JobKey, ...]
 
 
-class Cancel(_Message):
+class Cancel(Message):
     """Take these jobs out of the queue."""
 
     schema_: Literal[1] = Field(alias="schema")
@@ -275,7 +102,7 @@ class Cancel(_Message):
     jobs: tuple[JobKey, ...]
 
 
-class Read(_Message):
+class Read(Message):
     """Show the end of a file of the run; `path` is relative to the run's mailbox."""
 
     schema_: Literal[1] = Field(alias="schema")
@@ -285,7 +112,7 @@ class Read(_Message):
     tail_bytes: Annotated[int, Field(ge=1, le=READ_LIMIT)] = READ_LIMIT
 
 
-class Tidy(_Message):
+class Tidy(Message):
     """Remove what nobody needs any more.
 
     Attributes:

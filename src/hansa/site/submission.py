@@ -22,9 +22,10 @@ from hansa.mailbox.paths import Mailbox
 from hansa.scheduler.base import JobStatus, Scheduler
 from hansa.site import handover, policy, prepare
 from hansa.site.batch import Batch
+from hansa.site.order import Order
 from hansa.site.reach import alone, inside, small_json
 from hansa.site.records import Files, Note, Records
-from hansa.site.rpc import Order, Place, Submit
+from hansa.site.rpc import Place, Submit
 from hansa.site.watch import Watch
 from hansa.spec.site import SiteSpec
 

@@ -14,9 +14,9 @@ from hansa.mailbox import remainders
 from hansa.mailbox.files import fsync_dir, write_json
 from hansa.mailbox.paths import Mailbox
 from hansa.site import handover
+from hansa.site.order import split_job
 from hansa.site.reach import inside, small_json
 from hansa.site.records import Files, Note, Records, is_key
-from hansa.site.rpc import split_job
 
 LEFTOVER_S = 86_400.0
 """Hidden directories (broken-off transfers, refused updates) go after a day."""

@@ -12,6 +12,7 @@ from hansa.core.errors import (
     SchedulerError,
     UsageError,
 )
+from hansa.site import order as order_words
 from hansa.site import rpc
 
 JOB = "train-0003-polaris-1.2"
@@ -40,7 +41,7 @@ def test_a_submission_is_understood(make_order):
     job = {"nodes": 2, "time": 60, "queue": "debug", "account": None}
     request = rpc.submit("smol", make_order(), 2, job, dry_run=True)
     ask = rpc.parse_request(json.loads(json.dumps(request)))
-    assert ask.job == rpc.JobRequest(nodes=2, time=60.0, queue="debug")
+    assert ask.job == order_words.JobRequest(nodes=2, time=60.0, queue="debug")
     assert ask.order.task.data == ("ones",)
     assert ask.dry_run
     assert ask.order.problem() is None
@@ -122,10 +123,10 @@ def test_corrections_have_bounds(make_order, field, value):
 
 def test_an_order_of_before_the_corrections_is_understood(make_order):
     order = make_order(first=4, lr_scale=0.5, proximal=0.1, control="state/c-a/7")
-    assert rpc.Order.model_validate(order).control == "state/c-a/7"
+    assert order_words.Order.model_validate(order).control == "state/c-a/7"
     for field in ("first", "lr_scale", "proximal", "control"):
         del order[field]
-    old = rpc.Order.model_validate(order)
+    old = order_words.Order.model_validate(order)
     assert (old.first, old.lr_scale, old.proximal, old.control) == (None, 1, 0, "")
 
 
@@ -164,7 +165,7 @@ def test_directives_do_not_cross(make_order):
     ],
 )
 def test_orders_that_contradict_themselves(make_order, fields, words):
-    assert words in rpc.Order.model_validate(make_order(**fields)).problem()
+    assert words in order_words.Order.model_validate(make_order(**fields)).problem()
 
 
 @given(JSON)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from hansa.core.errors import SpecError
-from hansa.site import rpc
+from hansa.site import order
 from hansa.spec import (
     FederationSpec,
     federation_from_text,
@@ -169,7 +169,7 @@ def test_a_word_that_the_facility_would_refuse_is_refused_with_its_line(
     assert message.startswith(f"fed.yaml:16: facilities.riga.job.{key}: ")
     assert "can't name a queue, an account or a reservation" in message
     with pytest.raises(ValidationError):
-        TypeAdapter(rpc.Word).validate_python(word.replace("\\n", "\n"))
+        TypeAdapter(order.Word).validate_python(word.replace("\\n", "\n"))
 
 
 # What is refused, and how
