@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from hansa.core import plugins
 from hansa.core.errors import TransferError
 from hansa.core.files import FileRecord
+from hansa.mover.base import Place
 
 MOVERS = {
     "posix-link": ("posix", lambda mail, line: {"link": True}),
@@ -62,7 +63,8 @@ class Bench:
         self.options = options(self.mail, line)
 
     def mover(self):
-        return self.kind(self.kind.Options.model_validate(self.options), self.mail)
+        options = self.kind.Options.model_validate(self.options)
+        return self.kind(options, Place(mailbox=self.mail))
 
     def do(self, verb, *arguments):
         async def work():

@@ -29,7 +29,7 @@ from hansa.core.errors import TransferError
 from hansa.core.events import Event, RunResumed, RunStarted, VersionPublished
 from hansa.core.files import FileRecords
 from hansa.journal import Journal, Lease, read
-from hansa.mover.base import Moved
+from hansa.mover.base import Moved, Place
 from hansa.mover.posix import PosixMover
 from hansa.report import summarise
 from hansa.report.model import RunSummary
@@ -270,7 +270,7 @@ class _Line(PosixMover):
     """A data line that is away when the facility's script says so."""
 
     def __init__(self, facility: ScriptedFacility, mailbox: Path) -> None:
-        super().__init__(PosixMover.Options(), mailbox)
+        super().__init__(PosixMover.Options(), Place(mailbox=mailbox))
         self._facility = facility
 
     async def put(self, source: Path, target: str, files: FileRecords) -> Moved:

@@ -82,6 +82,8 @@ Group = Annotated[str, Field(min_length=1, max_length=128)]
 
 
 class Message(BaseModel):
+    """What crosses to a facility: no key of it is unknown, and nothing changes it."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from hansa.core.errors import GatewayError, HansaError, PolicyError, SchedulerError
 from hansa.core.ids import job_key
+from hansa.core.remarks import Remark
 from hansa.mailbox.paths import Mailbox
 from hansa.scheduler.base import JobState
 from hansa.testing import scripted_work
@@ -100,6 +101,8 @@ class ScriptedFacility:
     """
 
     Options: ClassVar[type[BaseModel]] = NoOptions
+    timeout = 60.0
+    every = 0.0
 
     def __init__(
         self,
@@ -146,6 +149,10 @@ class ScriptedFacility:
             job.advance(now)
         self._run = data.get("run", self._run)
         return self._answer(data)
+
+    async def check(self) -> list[Remark]:
+        """Say nothing of the way there."""
+        return []
 
     async def close(self) -> None:
         """Nothing to close."""

@@ -11,6 +11,7 @@ from hansa.coordinator.contact import Contact
 from hansa.coordinator.follow import Followers
 from hansa.coordinator.poller import Pace, Poller
 from hansa.core.events import Event, JobQueued
+from hansa.core.remarks import Remark
 from hansa.testing import virtual_time
 
 NAME = "ahead-0001-a-1"
@@ -18,6 +19,8 @@ NAME = "ahead-0001-a-1"
 
 class Site:
     """Places jobs, and takes its time."""
+
+    timeout, every = 60.0, 0.0
 
     def __init__(self) -> None:
         self.placed: list[Mapping[str, Any]] = []
@@ -32,6 +35,9 @@ class Site:
         self.placed.append(request)
         await asyncio.sleep(5.0)
         return {"job": "17", "name": "", "found": False}
+
+    async def check(self) -> list[Remark]:
+        return []
 
     async def close(self) -> None:
         """Nothing to close."""

@@ -18,6 +18,7 @@ from hansa.core.errors import UpdateRejected
 from hansa.core.events import UpdateArrived
 from hansa.core.files import FileRecords
 from hansa.mailbox.paths import Mailbox
+from hansa.mover import base
 from hansa.mover.base import Moved
 from hansa.mover.posix import PosixMover, PosixOptions
 from hansa.store import Measured, Store, reader, write_update
@@ -44,7 +45,7 @@ class Place:
         save_file({"w": np.zeros(900, np.float32)}, root / "initial/m.safetensors")
         self.store = Store(root / "run", "float32")
         self.store.import_initial(root / "initial")
-        self.mover = Counting(PosixOptions(), self.mailbox.root)
+        self.mover = Counting(PosixOptions(), base.Place(mailbox=self.mailbox.root))
         self.values = np.linspace(-1, 1, 900, dtype=np.float32)
         self.update = self.mailbox.update(A)
         self.manifest = write_update(

@@ -13,6 +13,7 @@ import pytest
 from hansa.coordinator.contact import Contact
 from hansa.coordinator.poller import Pace, Poller
 from hansa.core.errors import HansaError
+from hansa.core.remarks import Remark
 from hansa.testing import virtual_time
 
 PACE = Pace(first=2.0, longest=60.0)
@@ -20,6 +21,8 @@ PACE = Pace(first=2.0, longest=60.0)
 
 class Quiet:
     """A facility where nothing ever changes."""
+
+    timeout, every = 60.0, 0.0
 
     def __init__(self) -> None:
         self.polls: list[float] = []
@@ -31,6 +34,9 @@ class Quiet:
     ) -> dict[str, Any]:
         self.polls.append(asyncio.get_running_loop().time())
         return {"jobs": {}}
+
+    async def check(self) -> list[Remark]:
+        return []
 
     async def close(self) -> None:
         """Nothing to close."""

@@ -14,6 +14,7 @@ from hansa.coordinator.delivery import Delivery
 from hansa.core.commands import StateSum, Term, WorkOrder
 from hansa.core.errors import StoreError, UpdateRejected
 from hansa.mailbox.paths import Mailbox
+from hansa.mover import base
 from hansa.mover.posix import PosixMover, PosixOptions
 from hansa.store import Measured, Store, reader, write_update
 
@@ -48,7 +49,7 @@ class Place:
         write_update(folder, SHAPES, values, measured, dtype="float32")
 
     async def _connect(self) -> PosixMover:
-        return PosixMover(PosixOptions(), self.mailbox.root)
+        return PosixMover(PosixOptions(), base.Place(mailbox=self.mailbox.root))
 
 
 @pytest.fixture

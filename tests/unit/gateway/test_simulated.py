@@ -12,6 +12,7 @@ from hansa.coordinator.preflight import check_all
 from hansa.coordinator.setup import make_gateway, make_mover
 from hansa.core import plugins
 from hansa.core.errors import SpecError, UsageError
+from hansa.mover.base import Place
 from hansa.spec import load_federation
 
 FILE = """\
@@ -38,7 +39,7 @@ def test_neither_can_be_made(file):
     with pytest.raises(UsageError, match="in simulations only") as gateway:
         make_gateway(facility)
     with pytest.raises(UsageError, match="in simulations only") as mover:
-        make_mover(facility, "/mail")
+        make_mover(facility, Place(mailbox=Path("/mail")))
     for caught in (gateway, mover):
         assert "`hansa simulate FILE`" in caught.value.hint
         assert not caught.value.transient

@@ -10,7 +10,7 @@ from hansa.core import files
 from hansa.core.errors import StorageFull, TransferError
 from hansa.core.files import FileRecord
 from hansa.mover import landing
-from hansa.mover.base import Damaged
+from hansa.mover.base import Damaged, Place
 from hansa.mover.posix import PosixMover, PosixOptions
 
 DATA = b"weights" * 1000
@@ -32,7 +32,7 @@ def source(tmp_path):
 
 def put(tmp_path, source, **options):
     async def work():
-        mover = PosixMover(PosixOptions(**options), tmp_path / "mail")
+        mover = PosixMover(PosixOptions(**options), Place(mailbox=tmp_path / "mail"))
         moved = await mover.put(source, "r/versions/0", FILES)
         await mover.close()
         return moved
@@ -64,7 +64,7 @@ def test_versions_are_copied(tmp_path, source):
 
 def test_updates_are_copied_as_their_owner_might_write(tmp_path, source):
     async def work():
-        mover = PosixMover(PosixOptions(), tmp_path)
+        mover = PosixMover(PosixOptions(), Place(mailbox=tmp_path))
         await mover.get("server", tmp_path / "store/update", FILES)
         await mover.close()
 
@@ -139,7 +139,7 @@ def test_the_loop_goes_on_while_files_move(tmp_path, source, monkeypatch):
             return copyfile(*arguments, **options)
 
         monkeypatch.setattr(shutil, "copyfile", slow)
-        mover = PosixMover(PosixOptions(link=False), tmp_path / "mail")
+        mover = PosixMover(PosixOptions(link=False), Place(mailbox=tmp_path / "mail"))
         moving = asyncio.create_task(mover.put(source, "r/versions/0", FILES))
         await asyncio.sleep(0)
         gate.set()  # reached only if the loop is free
@@ -176,7 +176,7 @@ def test_a_disk_that_fills_up_while_it_is_hashed_is_told(tmp_path, source, monke
 
 def get(tmp_path, files):
     async def work():
-        mover = PosixMover(PosixOptions(), tmp_path)
+        mover = PosixMover(PosixOptions(), Place(mailbox=tmp_path))
         try:
             await mover.get("server", tmp_path / "store/update", files)
         finally:

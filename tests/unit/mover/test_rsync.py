@@ -16,6 +16,7 @@ from hansa.core.errors import StorageFull, TransferError
 from hansa.core.files import FileRecord
 from hansa.core.ssh import SshOptions
 from hansa.mover import line as mover_line
+from hansa.mover.base import Place
 from hansa.mover.line import Line
 from hansa.mover.process import Finished
 from hansa.mover.rsync import RsyncMover, RsyncOptions, failure
@@ -53,7 +54,7 @@ def fill(folder: Path) -> Path:
 def do(server, mailbox, verb, *arguments, **options):
     async def work():
         whole = RsyncOptions(**{**server.options, **options})
-        mover = RsyncMover(whole, mailbox)
+        mover = RsyncMover(whole, Place(mailbox=mailbox))
         try:
             return await getattr(mover, verb)(*arguments)
         finally:
