@@ -12,7 +12,9 @@ from hansa.cli import (
     bench,
     check,
     compare,
+    function,
     inspect,
+    login,
     plan,
     run,
     simulate,
@@ -21,6 +23,7 @@ from hansa.cli import (
 )
 from hansa.cli.output import show_error
 from hansa.core.errors import HansaError
+from hansa.login.credentials import hide_secret
 
 app = typer.Typer(
     name="hansa",
@@ -30,7 +33,19 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train one model across many supercomputers; every facility stays sovereign.",
 )
-for group in (start, check, plan, run, inspect, simulate, compare, bench, site):
+for group in (
+    start,
+    check,
+    plan,
+    run,
+    inspect,
+    simulate,
+    compare,
+    bench,
+    site,
+    login,
+    function,
+):
     group.register(app)
 
 
@@ -57,6 +72,7 @@ def _options(
 
 def main() -> None:
     """Run the command line; the entry point of `hansa`."""
+    hide_secret()
     try:
         app(prog_name="hansa")
     except HansaError as error:
