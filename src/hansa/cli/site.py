@@ -29,9 +29,12 @@ SITE = typer.Option(
 
 def register(app: typer.Typer) -> None:
     """Add this file's verbs."""
+    from hansa.cli.endpoint import globus_endpoint
+
     group = typer.Typer(no_args_is_help=True, help="Run at a facility.")
     group.command()(init)
     group.command()(check)
+    group.command()(globus_endpoint)
     group.command()(rpc)
     app.add_typer(group, name="site")
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ruamel.yaml import YAML
 from safetensors.numpy import save_file
 from typer.testing import CliRunner, Result
 
@@ -147,6 +148,30 @@ facilities:
     same_as_file(GOLDEN / f"{name}.sh", settled(plan["script"]))
 
 
+def test_without_globus_the_scripts_are_the_same(tmp_path: Path) -> None:
+    """The lines at the end of the file, put in place of those above them."""
+    text = DOE.read_text(encoding="utf-8")
+    lines = text[text.index("# Without Globus: over ssh") :].splitlines()
+    other = yaml().load("\n".join(line.removeprefix("#") for line in lines[3:]))
+    whole = yaml().load(text)
+    del whole["defaults"]["gateway"]
+    whole["defaults"]["mover"] = other["defaults"]["mover"]
+    for name, facility in whole["facilities"].items():
+        facility.update(other["facilities"].pop(name))
+        facility["site"] = str(DOE.parent / facility["site"])
+    assert other["facilities"] == {}
+    with (tmp_path / "doe.yaml").open("w") as file:
+        yaml().dump(whole, file)
+    facilities = planned(str(tmp_path / "doe.yaml"))["facilities"]
+    for name in DOE_NAMES:
+        script = settled(facilities[name]["script"])
+        assert script == (GOLDEN / f"{name}.sh").read_text(encoding="utf-8")
+
+
+def yaml() -> YAML:
+    return YAML(typ="safe", pure=True)
+
+
 def test_a_plan_says_what_scripts_may_rely_on(doe: dict[str, Any]) -> None:
     shapes = {
         name: (one["scheduler"], one["nodes"], one["ranks_per_node"], one["ranks"])
@@ -219,7 +244,7 @@ def test_the_text_names_job_and_transfers() -> None:
     out = hansa("plan", str(DOE)).stdout
     assert out.count("#!/bin/bash -l") == 4
     assert "job: 2 x 12 ranks, 1:00:00, queue capacity, account PROJ, pbs" in out
-    assert "by rsync to doe/versions/<n> in the mailbox, once a version" in out
+    assert "by globus to doe/versions/<n> in the mailbox, once a version" in out
     assert "rendered here from" in out
 
 

@@ -1,0 +1,1 @@
+"""The configuration of a Globus Compute endpoint that lets in only Hansa."""
