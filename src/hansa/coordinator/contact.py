@@ -7,7 +7,13 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from hansa.core.errors import FacilityError, GatewayError, HansaError, StoreError
+from hansa.core.errors import (
+    FacilityError,
+    GatewayError,
+    HansaError,
+    LoginError,
+    StoreError,
+)
 from hansa.core.retry import RetryPolicy
 from hansa.gateway.base import Gateway
 from hansa.site import rpc
@@ -60,14 +66,21 @@ class Contact:
         while True:
             try:
                 return await self.call_once(request)
-            except GatewayError as error:
+            except (GatewayError, LoginError) as error:
                 tries += 1
                 wait = self._retry.delay(tries, self.facility)
                 silent = loop.time() - since
                 if not error.transient or silent + wait > self._patience:
                     raise self._gone(error) from error
-                log.warning("%s: %s; trying again", self.facility, error)
+                self._tell(error, tries)
             await asyncio.sleep(wait)
+
+    def _tell(self, error: FacilityError, tries: int) -> None:
+        """Write down a fault; a login is for a person to mend, who must read of it."""
+        if isinstance(error, LoginError) and tries == 1:
+            log.error("%s: %s %s", self.facility, error, error.hint or "")
+        else:
+            log.warning("%s: %s; trying again", self.facility, error)
 
     async def call_once(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Send a request once; every fault is raised as it is.
@@ -99,7 +112,7 @@ class Contact:
         """Close the gateway."""
         await self._gateway.close()
 
-    def _gone(self, error: GatewayError) -> FacilityGone:
+    def _gone(self, error: FacilityError) -> FacilityGone:
         return FacilityGone(
             f"{self.facility} can't be reached: {error.message}",
             hint=error.hint,

@@ -40,6 +40,7 @@ from hansa.core import ssh
 from hansa.core.errors import FacilityError, GatewayError
 from hansa.core.remarks import Remark
 from hansa.core.ssh import SshOptions
+from hansa.gateway.reply import last_object
 from hansa.mover.line import Line
 from hansa.mover.process import Finished, run
 from hansa.site.rpc import unwrap
@@ -168,20 +169,6 @@ class SshGateway:
             hint=f"Run `{options.command} site check --site {options.site}` there.",
             transient=done.returncode != _USAGE,
         )
-
-
-def last_object(text: str) -> dict[str, Any] | None:
-    """Return the last line that is a JSON object; login nodes print banners before."""
-    for line in reversed(text.split("\n")):
-        if not line.lstrip().startswith("{"):
-            continue
-        try:
-            found = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(found, dict):
-            return found
-    return None
 
 
 def _login(options: SshOptions) -> dict[str, Any]:

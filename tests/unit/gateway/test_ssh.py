@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from hansa.core import ssh as ssh_words
 from hansa.core.errors import GatewayError
-from hansa.gateway.ssh import SshGateway, SshGatewayOptions, last_object
+from hansa.gateway.reply import last_object
+from hansa.gateway.ssh import SshGateway, SshGatewayOptions
 from hansa.mover import line
 from hansa.site import rpc
 
