@@ -16,8 +16,9 @@ from hansa.core.ids import job_name
 from hansa.mailbox.paths import Mailbox
 from hansa.mailbox.state import State
 from hansa.scheduler.base import Scheduler
-from hansa.site import health, rpc, submission, tidying, words
+from hansa.site import exchange, health, rpc, submission, tidying, words, work
 from hansa.site.batch import Batch, Run, run_in
+from hansa.site.exchange_request import Exchange, Reach
 from hansa.site.order import split_job
 from hansa.site.reach import alone, inside, tail
 from hansa.site.records import Files, Records
@@ -171,6 +172,15 @@ class Agent:
         tidying.leftovers(files.mailbox)
         return done
 
+    def _work(self, ask: rpc.Work) -> dict[str, Any]:
+        return work.carry_out(self._scheduler, self._files(ask.run), ask.job)
+
+    def _reach(self, ask: Reach) -> dict[str, Any]:
+        return exchange.reach(self._site, ask)
+
+    def _exchange(self, ask: Exchange) -> dict[str, Any]:
+        return exchange.answer(self._site, ask)
+
     # --- their parts ------------------------------------------------------------------
 
     def _desk(self) -> Desk:
@@ -202,6 +212,9 @@ _HANDLERS: dict[type, _Handler] = {
     rpc.Cancel: Agent._cancel,
     rpc.Read: Agent._read,
     rpc.Tidy: Agent._tidy,
+    rpc.Work: Agent._work,
+    Reach: Agent._reach,
+    Exchange: Agent._exchange,
 }
 
 

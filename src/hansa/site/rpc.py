@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from hansa.core.errors import GatewayError, HansaError, UsageError, from_json
+from hansa.site.exchange_request import Exchange, Reach
 from hansa.site.order import (
     AssignmentId,
     JobKey,
@@ -129,16 +130,36 @@ class Tidy(Message):
     collected: tuple[AssignmentId, ...] = ()
 
 
+class Work(Message):
+    """Run a job here, inside of a block of nodes, and answer when it is over.
+
+    Of a job that was taken before, the answer comes at once: how it stands.
+    """
+
+    schema_: Literal[1] = Field(alias="schema")
+    op: Literal["work"]
+    run: RunId
+    job: JobKey
+
+
 Request = Annotated[
-    Probe | Submit | Place | Tell | Poll | Cancel | Read | Tidy,
+    Probe
+    | Submit
+    | Place
+    | Tell
+    | Poll
+    | Cancel
+    | Read
+    | Tidy
+    | Work
+    | Reach
+    | Exchange,
     Field(discriminator="op"),
 ]
 _REQUEST: TypeAdapter[Request] = TypeAdapter(Request)
 
 
-def parse_request(
-    data: Mapping[str, Any],
-) -> Probe | Submit | Place | Tell | Poll | Cancel | Read | Tidy:
+def parse_request(data: Mapping[str, Any]) -> Request:
     """Return a request as its type.
 
     Raises:
@@ -272,6 +293,11 @@ def tidy(
         "keep": list(keep),
         "collected": list(collected),
     }
+
+
+def work(run: str, job: str) -> dict[str, Any]:
+    """Return a request to run a job (``<assignment>.<number>``) in a block of nodes."""
+    return {"schema": SCHEMA, "op": "work", "run": run, "job": job}
 
 
 def reply(data: Mapping[str, Any]) -> dict[str, Any]:

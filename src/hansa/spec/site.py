@@ -200,6 +200,27 @@ class EnvironmentSpec(Section):
     python: str = Field("python", min_length=1, description="the Python interpreter")
 
 
+def _host(text: str) -> str:
+    if re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?", text):
+        return text
+    raise ValueError(
+        f"{text!r} is no host; write it as 'bucket.s3.us-east-1.amazonaws.com', or "
+        "with a port"
+    )
+
+
+class ExchangeSpec(Section):
+    """With which buckets files may be exchanged."""
+
+    hosts: Annotated[
+        tuple[Annotated[str, AfterValidator(_host)], ...], BeforeValidator(listed)
+    ] = Field(
+        (),
+        description="hosts that the site agent may contact, over https, with signed "
+        "URLs that the server hands it; none: no mover `s3`",
+    )
+
+
 class SiteSpec(Section):
     """What a facility offers, complete, with absolute paths."""
 
@@ -231,6 +252,10 @@ class SiteSpec(Section):
     )
     limits: LimitsSpec = Field(
         default_factory=LimitsSpec, description="the most a federation may ask for"
+    )
+    exchange: ExchangeSpec = Field(
+        default_factory=ExchangeSpec,
+        description="with which buckets files may be exchanged",
     )
     environment: EnvironmentSpec = Field(
         default_factory=EnvironmentSpec, description="how a job starts Python"
