@@ -1,8 +1,8 @@
 """What every batch driver must do. A new one is one more entry of DRIVERS.
 
 The pure part needs a driver and samples of its status output. The living part needs
-a batch system on this host: the local queue, a real Slurm cluster, and an emulator of
-PBS over one.
+a batch system on this host: the local queue, a worker like that of a block, a real
+Slurm cluster, and an emulator of PBS over one.
 """
 
 import json
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from batch_samples import new_slurm_job, pbs_job, qstat, squeue
+from block_worker import worker_in
 from hypothesis import given
 from hypothesis import strategies as st
 from pbs import PbsServer
@@ -34,6 +35,12 @@ def local_queue(root: Path) -> Iterator[dict]:
     yield {"slots": 2}
     with suppress(FileNotFoundError, ProcessLookupError, ValueError):
         os.kill(int((root / "queue" / "daemon.pid").read_text()), signal.SIGTERM)
+
+
+@contextmanager
+def block_of_nodes(root: Path) -> Iterator[dict]:
+    with worker_in(root / "block"):
+        yield {"nodes": 2}
 
 
 @contextmanager
@@ -74,6 +81,11 @@ class Case:
 
 
 DRIVERS = {
+    "block": Case(
+        live=block_of_nodes,
+        options={"nodes": 2},
+        strange='{"jobs": [{"id": "7", "name": "x", "state": "SULKING"}]}',
+    ),
     "local": Case(
         live=local_queue,
         options={"slots": 2},

@@ -152,6 +152,25 @@ def test_tidy_removes_what_was_collected(facility, submit):
     assert not (facility.mail / "jobs" / KEY / "checkpoint").exists()
 
 
+def test_two_requests_may_tidy_the_same_at_once(facility, submit, monkeypatch):
+    facility.data(submit())
+    facility.batch.jobs["1"]["state"] = "DONE"
+    results(facility, KEY)
+    versions(facility, *range(4))
+    request, ask, answers = rpc.tidy(RUN, [], [ORDER]), facility.batch._jobs, []
+
+    def while_another_tidies(*ids):
+        monkeypatch.setattr(facility.batch, "_jobs", ask)
+        answers.append(facility.data(request))
+        return ask(*ids)
+
+    monkeypatch.setattr(facility.batch, "_jobs", while_another_tidies)
+    answers.append(facility.data(request))
+    assert [answer["collected"] for answer in answers] == [[ORDER], [ORDER]]
+    assert not (facility.mail / "updates" / ORDER).exists()
+    assert not (facility.mail / "versions" / "0").exists()
+
+
 def test_tidy_takes_nothing_from_jobs_that_run(facility, submit):
     facility.data(submit())
     results(facility, KEY, f"{OTHER}.1")
