@@ -15,6 +15,7 @@ process that had taken it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,10 +28,13 @@ from hansa.core.errors import HansaError, PolicyError
 from hansa.core.units import Seconds, format_duration
 from hansa.gateway import globus_words
 from hansa.gateway.globus_function import LONGEST_S
+from hansa.gateway.globus_rest import Outcome
 from hansa.gateway.globus_service import Service
 from hansa.scheduler.base import JobState, JobStatus
 from hansa.site import rpc
 from hansa.site.records import is_key
+
+log = logging.getLogger(__name__)
 
 MPI: Final = "GlobusMPIEngine"
 
@@ -178,20 +182,21 @@ class Block:
             await self._hand_over(run, key, nodes)
 
     def _is_due(self, job: _Handed) -> bool:
-        doubled = 2.0 ** max(job.tries - 1, 0)
+        return self._now() - job.at >= self._pause(job)
+
+    def _pause(self, job: _Handed) -> float:
+        """Return the seconds from the last try to the next one."""
+        doubled = 2.0 ** min(job.tries - 1, 20)
         if job.task is not None:
-            wait = self._options.again * doubled
-        else:
-            wait = min(RETRY_S * doubled, LONGEST_RETRY_S)
-        return self._now() - job.at >= wait
+            return self._options.again * doubled
+        return min(RETRY_S * doubled, LONGEST_RETRY_S)
 
     async def _hand_over(self, run: str, key: str, nodes: int) -> None:
         job = self._jobs.setdefault((run, key), _Handed())
         job.at, job.tries = self._now(), job.tries + 1
         if nodes > self._options.nodes:
-            job.trouble = (
-                f"It asks for {nodes} nodes; {self._called} has {self._options.nodes}."
-            )
+            most = self._options.nodes
+            self._note(job, f"It asks for {nodes} nodes; {self._called} has {most}.")
             return
         arguments = {
             "request": rpc.work(run, key),
@@ -206,9 +211,9 @@ class Block:
                 )
             job.looked, job.known = self._now(), ""
         except TimeoutError:
-            job.trouble = "Globus Compute does not answer."
+            self._note(job, "Globus Compute does not answer.")
         except HansaError as error:
-            job.trouble = _said(error)
+            self._note(job, _said(error))
 
     def _resources(self, nodes: int) -> dict[str, int] | None:
         # Without ranks its prefixes for launchers would have holes.
@@ -227,36 +232,43 @@ class Block:
         except TimeoutError:
             return  # other calls tell that the service is away
         except HansaError as error:
-            job.trouble = _said(error)
+            self._note(job, _said(error))
             return
         job.trouble = "" if online else f"{self._called} is offline."
         outcome = found.get(task)
-        if outcome is None or not outcome.over:
-            job.known = outcome.status if outcome else ""
+        if outcome is not None and not outcome.over:
+            job.known = outcome.status
             return
         job.task, job.at = None, self._now()
+        self._note(job, self._end_of(outcome))
+
+    def _end_of(self, outcome: Outcome | None) -> str:
+        """Return why a task is over though its job waits; empty: nobody says."""
+        if outcome is None:
+            return "Globus knows its task no more."
+        endpoint, function = self.endpoint, self._function
         try:
             if outcome.failure:
-                raise globus_words.failed(
-                    outcome.failure, self.endpoint, self._function
-                )
-            data = globus_words.answered(outcome.result, self.endpoint, self._function)
+                raise globus_words.failed(outcome.failure, endpoint, function)
+            data = globus_words.answered(outcome.result, endpoint, function)
         except HansaError as error:
-            job.trouble = _said(error)
-        else:
-            job.trouble = str(data.get("reason") or "")
+            return _said(error)
+        return str(data.get("reason") or "")
+
+    def _note(self, job: _Handed, trouble: str) -> None:
+        job.trouble = trouble
+        if trouble:
+            log.warning("A job waits for %s: %s", self._called, trouble)
 
     def _why(self, job: _Handed) -> str:
+        """Return how it stands with a job, the news first: tables are narrow."""
         if job.task is None:
-            again = format_duration(min(RETRY_S * 2.0**job.tries, LONGEST_RETRY_S))
-            return (
-                f"It could not be handed over to {self._called}: "
-                f"{job.trouble or 'its task is over'} (tried again within {again})"
-            )
-        words = f"It was handed over to {self._called} and waits there"
+            trouble = job.trouble or "Its task is over."
+            wait = format_duration(self._pause(job))
+            return f"Not handed over: {trouble} Tried again within {wait}."
         known = f" ({job.known})" if job.known else ""
         trouble = f" Last trouble: {job.trouble}" if job.trouble else ""
-        return f"{words}{known}.{trouble}"
+        return f"It waits for {self._called}{known}.{trouble}"
 
     @property
     def _called(self) -> str:

@@ -108,7 +108,8 @@ def collected(files: Files, assignments: Iterable[str], look: Look) -> list[str]
     busy = {split_job(key)[0] for key in _at_work(records)}
     for name, path in checkpoints:
         if name not in busy:
-            shutil.rmtree(path)
+            with suppress(FileNotFoundError):  # another request was faster
+                shutil.rmtree(path)
     for name in there - busy:
         remainders.settle(mailbox, name)
         _remove(updates[name])
@@ -222,6 +223,9 @@ def _is_ours(mailbox: Mailbox, path: Path) -> bool:
 def _remove(directory: Path) -> None:
     """Remove a directory so that it is never seen half-removed."""
     aside = directory.with_name(f".removed-{directory.name}-{os.getpid()}")
-    directory.replace(aside)
+    try:
+        directory.replace(aside)
+    except FileNotFoundError:  # another request was faster
+        return
     fsync_dir(directory.parent)
     shutil.rmtree(aside)

@@ -49,7 +49,7 @@ class Service:
         return question(self)
 
     def outcomes(self, tasks):
-        return {task: self.tasks[task] for task in tasks}
+        return {task: self.tasks[task] for task in tasks if task in self.tasks}
 
     async def online(self, endpoint):
         return self.is_online
@@ -114,7 +114,7 @@ def test_a_submitted_job_is_handed_over_once():
         town.time += 5
         why = town.poll()
     assert town.handed == 1
-    assert f"handed over to the block of the endpoint {ENDPOINT}" in why
+    assert why == f"It waits for the block of the endpoint {ENDPOINT}."
 
 
 def test_a_placed_job_is_handed_over_too():
@@ -197,6 +197,17 @@ def test_a_task_that_died_is_followed_by_another():
     why = town.poll()
     assert town.handed == 2
     assert "Last trouble" in why
+
+
+def test_a_task_that_the_service_has_forgotten_is_followed_by_another():
+    town = Town()
+    town.submit()
+    town.service.tasks.clear()
+    town.time += LOOK_S
+    assert "knows its task no more" in town.poll()
+    town.time += RETRY_S
+    town.poll()
+    assert town.handed == 2
 
 
 def test_a_task_that_is_well_is_asked_for_rarely():
