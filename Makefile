@@ -6,12 +6,15 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
           --constraint requirements/constraints.txt
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint format clean
+.PHONY: demo sandbox test lint format clean
 
 demo: $(VENV)/demo.stamp  ## federate a language model over four chemistry facilities
 	$(BIN)/hansa demo
 
-test: lint  ## everything that CI runs
+sandbox: $(VENV)/dev.stamp $(VENV)/globus-endpoint.stamp  ## four facilities behind Globus, on this machine
+	PYTHONPATH=tests $(BIN)/python -m sandbox build/sandbox
+
+test: lint $(VENV)/globus-endpoint.stamp  ## everything that CI runs
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered
 	$(BIN)/python -m coverage report --fail-under=90 \
 	  --include='*/hansa/core/*,*/hansa/strategy/*,*/hansa/journal/*,*/hansa/coordinator/*'
@@ -44,4 +47,11 @@ $(VENV)/demo.stamp: pyproject.toml requirements/constraints.txt requirements/che
 
 $(VENV)/dev.stamp: $(VENV)/demo.stamp
 	$(PIP) --editable '.[dev]'
+	touch $@
+
+# Endpoints have an environment of their own, as at a facility: never beside Hansa.
+$(VENV)/globus-endpoint.stamp: requirements/globus-endpoint.txt | $(VENV)/bin/python
+	$(PYTHON) -m venv $(VENV)/globus-endpoint
+	$(VENV)/globus-endpoint/bin/python -m pip install --quiet \
+	  --disable-pip-version-check --requirement $<
 	touch $@

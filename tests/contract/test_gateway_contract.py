@@ -2,15 +2,19 @@
 
 import asyncio
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
 
+import globus
 import pytest
 import sshd
 from pydantic import BaseModel, ValidationError
 from runs import until
+from typer.testing import CliRunner
 
+from hansa.cli.app import app
 from hansa.core import plugins
 from hansa.core.errors import GatewayError, PolicyError, UsageError
 from hansa.site import rpc
@@ -28,7 +32,7 @@ limits: {{nodes: 1}}
 class Local:
     """The site agent in a thread of this process; its answers are patched."""
 
-    def __init__(self, root, monkeypatch, line) -> None:
+    def __init__(self, root, monkeypatch, lines) -> None:
         self.options = {"site": root / "site.yaml"}
         self.patch = monkeypatch
 
@@ -49,11 +53,11 @@ class Local:
 class Ssh:
     """The site agent as a command behind a real sshd; another command pretends."""
 
-    def __init__(self, root, monkeypatch, line) -> None:
+    def __init__(self, root, monkeypatch, lines) -> None:
         self.root = root
         self.command = f"{sys.executable} -m hansa.cli"
         site = str(root / "site.yaml")
-        self.options = {**line(), "command": self.command, "site": site}
+        self.options = {**lines.ssh(), "command": self.command, "site": site}
 
     def pretend(self, reply) -> None:
         self._become(f"echo 'Welcome to the machine!'; echo '{json.dumps(reply)}'")
@@ -68,16 +72,88 @@ class Ssh:
         self.options["command"] = f"sh {path}"
 
 
-GATEWAYS = {"local": Local, "ssh": Ssh}
+class Globus:
+    """The site agent behind a real endpoint; another program of it pretends."""
+
+    def __init__(self, root, monkeypatch, lines) -> None:
+        self.there = lines.globus()
+        for name, value in self.there.env.items():
+            monkeypatch.setenv(name, value)
+        self.options = self.there.options
+        self.hansa = f"exec {sys.executable} -m hansa.cli"
+        site = shlex.quote(str(root / "site.yaml"))
+        self.there.program.write_text(f'HANSA_SITE={site} {self.hansa} "$@"\n')
+
+    def pretend(self, reply) -> None:
+        answer = shlex.quote(json.dumps(reply))
+        self.there.program.write_text(f"echo 'A module was loaded.'; echo {answer}\n")
+
+    def hang(self, gate) -> None:
+        real = self.there.program.read_text()
+        wait = f"while ! [ -e {gate} ]; do sleep 0.05; done"
+        self.there.program.write_text(f"{wait}\n{real}")
+
+
+GATEWAYS = {"globus_compute": Globus, "local": Local, "ssh": Ssh}
 """How a gateway reaches the facility whose site.yaml lies in a folder."""
 
 
+class Compute:
+    """Globus on this machine, with one endpoint whose program can be changed."""
+
+    def __init__(self, root: Path) -> None:
+        self.program = root / "hansa.sh"
+        self.program.write_text("echo {}\n")
+        self.sandbox = globus.sandbox(root / "globus").start()
+        self.env = self.sandbox.env
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self.env.items():
+                patch.setenv(name, value)
+            made = CliRunner().invoke(app, ["function", "register"])
+        function = made.stdout.strip()
+        program = {"HANSA_PROGRAM": f"sh {self.program}"}
+        endpoint = self.sandbox.add_endpoint(
+            "here",
+            functions=[function],
+            site=root / "the-facilitys-own.yaml",
+            environment=program,
+        )
+        self.options = {"endpoint": endpoint.id, "function": function}
+
+
+class Lines:
+    """What the ways to facilities need, started when it is first needed."""
+
+    def __init__(self, folder) -> None:
+        self._folder = folder
+        self._sshd: sshd.Sshd | None = None
+        self._globus: Compute | None = None
+
+    def ssh(self):
+        if self._sshd is None:
+            sshd.need("sshd", "ssh")
+            self._sshd = sshd.Sshd.make(self._folder("line") / "sshd")
+            self._sshd.start()
+        return self._sshd.options
+
+    def globus(self) -> Compute:
+        if self._globus is None:
+            self._globus = Compute(self._folder("compute"))
+        return self._globus
+
+    def stop(self) -> None:
+        if self._sshd is not None:
+            self._sshd.stop()
+        if self._globus is not None:
+            self._globus.sandbox.stop()
+
+
 class Bench:
-    def __init__(self, name: str, root: Path, monkeypatch, line) -> None:
+    def __init__(self, name: str, root: Path, monkeypatch, lines) -> None:
         (root / "site.yaml").write_text(SITE.format(root=root))
         self.root = root
         self.kind = plugins.find(plugins.GATEWAYS, name)
-        self.side = GATEWAYS[name](root, monkeypatch, line)
+        self.side = GATEWAYS[name](root, monkeypatch, lines)
 
     @property
     def options(self):
@@ -100,25 +176,24 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def line(tmp_path_factory):
-    """Start one sshd for all tests here, when it is first needed."""
-    servers = []
-
-    def options():
-        if not servers:
-            sshd.need("sshd", "ssh")
-            servers.append(sshd.Sshd.make(tmp_path_factory.mktemp("line") / "sshd"))
-            servers[0].start()
-        return servers[0].options
-
-    yield options
-    for server in servers:
-        server.stop()
+def lines(tmp_path_factory):
+    """Share one sshd and one Globus among all tests here."""
+    made = Lines(tmp_path_factory.mktemp)
+    yield made
+    made.stop()
 
 
-@pytest.fixture(params=sorted(GATEWAYS))
-def bench(request, tmp_path, monkeypatch, line):
-    return Bench(request.param, tmp_path, monkeypatch, line)
+SLOW = ("globus_compute",)
+
+
+def _parameter(name: str):
+    marks = [pytest.mark.integration, pytest.mark.timeout(300)] if name in SLOW else []
+    return pytest.param(name, marks=marks)
+
+
+@pytest.fixture(params=map(_parameter, sorted(GATEWAYS)))
+def bench(request, tmp_path, monkeypatch, lines):
+    return Bench(request.param, tmp_path, monkeypatch, lines)
 
 
 def submission(**job):

@@ -101,9 +101,14 @@ PartitionName=high Nodes=ALL MaxTime=60:00 State=UP PriorityTier=10
 """
 
 
+def slurm_missing() -> list[str]:
+    """Return the programs of Slurm that are not installed."""
+    return [name for name in _NEEDED if shutil.which(name, path=_PATH) is None]
+
+
 def require_slurm() -> None:
     """Skip the test if Slurm is not installed; with ``CI=true`` fail it."""
-    missing = [name for name in _NEEDED if shutil.which(name, path=_PATH) is None]
+    missing = slurm_missing()
     if not missing:
         return
     reason = f"Slurm is not installed ({', '.join(missing)}); try: {INSTALL}"

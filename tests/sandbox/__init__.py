@@ -1,0 +1,1 @@
+"""Globus without the cloud, on this machine; see README.md."""
