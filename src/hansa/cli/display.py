@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from rich import box
 from rich.console import Group
@@ -31,6 +32,7 @@ from hansa.core.events import (
     RunFinished,
     RunResumed,
     RunStarted,
+    TransferEnded,
     UpdateArrived,
     VersionPublished,
 )
@@ -55,6 +57,9 @@ STYLES = {
     "failed": "red",
     "retrying": "red",
 }
+
+NEWS_S = 10.0
+"""Seconds between two lines about a transfer that goes well."""
 
 
 class Display(Protocol):
@@ -170,7 +175,9 @@ class LiveDisplay(SilentDisplay):
         losses = " → ".join(self._losses[-6:])
         head.add_row("", clock, f"test loss {losses}" if losses else "")
         parts = [head, self._facilities(running)]
-        return Group(*parts, Text(self._news, style="dim"))
+        views = [lane.view for lane in running.lanes.values()]
+        todo = next((f"{view.name}: {view.todo}" for view in views if view.todo), "")
+        return Group(*parts, Text(todo or self._news, style="red" if todo else "dim"))
 
     def _facilities(self, running: Running) -> Table:
         table = Table(box=box.SIMPLE_HEAD)
@@ -184,6 +191,8 @@ class LiveDisplay(SilentDisplay):
 
 def _cells(view: FacilityView) -> list[str | Text]:
     detail = f" ({view.detail[:40]})" if view.detail else ""
+    moving = transfer_words(view.to_json())
+    detail = f" {moving}" if moving else detail
     at_work = view.steps and view.state in {"training", "evaluating", "saving"}
     return [
         view.name,
@@ -196,6 +205,50 @@ def _cells(view: FacilityView) -> list[str | Text]:
         short_duration(view.queue_wait) if view.queue_wait is not None else "",
         "" if view.version is None else str(view.version),
     ]
+
+
+def transfer_words(view: Mapping[str, Any]) -> str:
+    """Return how the transfer under way goes; empty if there is none.
+
+    Args:
+        view: A `FacilityView` as JSON data; an older one may lack fields.
+    """
+    size = int(view.get("to_move") or 0)
+    if not size:
+        return ""
+    moved, rate = int(view.get("moved") or 0), float(view.get("rate") or 0.0)
+    words = f"{100 * moved // size}% of {format_size(size)}"
+    words += f" at {format_size(rate)}/s" if rate else ""
+    faults = int(view.get("faults") or 0)
+    words += f", {faults} fault{'s' if faults > 1 else ''} mended" if faults else ""
+    return words + (f", held up: {view['line']}" if view.get("line") else "")
+
+
+class LiveNews:
+    """Says how transfers go, now and then; what somebody must see to, at once."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, tuple[float, object]] = {}
+
+    def of(self, views: Mapping[str, Mapping[str, Any]], now: float) -> Iterator[str]:
+        """Yield what is new.
+
+        Args:
+            views: All facilities' views, as JSON data.
+            now: Seconds by any clock.
+        """
+        for name, view in views.items():
+            todo = view.get("todo") or ""
+            words = todo or transfer_words(view)
+            if not words:
+                self._said.pop(name, None)
+                continue
+            trouble = todo, view.get("line") or "", view.get("faults") or 0
+            since, known = self._said.get(name, (now, ("", "", 0)))
+            if trouble != known or (now - since >= NEWS_S and not todo):
+                yield f"{name}: {words}"
+                since = now
+            self._said[name] = since, trouble
 
 
 def sentence(event: Event) -> str:
@@ -231,6 +284,10 @@ def _work_sentence(event: Event) -> str:
             return f"{event.facility}: {event.what} staged, {size}"
         case JobQueued() | JobWaiting() | JobStarted() | JobRequeued() | JobEnded():
             return _job_sentence(event)
+        case TransferEnded() if event.outcome != "done":
+            why = f": {event.reason}" if event.reason else ""
+            how = "was cancelled" if event.outcome == "cancelled" else "failed"
+            return f"{event.facility}: a transfer {how}{why}"
         case UpdateArrived():
             loss = event.metrics.get("eval_loss")
             own = "" if loss is None else f", own test loss {loss:.4f}"

@@ -53,11 +53,11 @@ def watch(run: str = RUN, runs: Path = FOLDER) -> None:
     """Follow a run line by line until it is over; Ctrl-C only ends the watching."""
     import time
 
-    from hansa.cli.display import sentence
+    from hansa.cli.display import LiveNews, sentence
     from hansa.coordinator.folder import RunFolder
     from hansa.core.events import RunFinished
 
-    folder, seen = RunFolder.existing(run, runs), 0
+    folder, seen, news = RunFolder.existing(run, runs), 0, LiveNews()
     while True:
         for record in folder.records():
             if record.seq > seen:
@@ -66,11 +66,14 @@ def watch(run: str = RUN, runs: Path = FOLDER) -> None:
                     print(f"[{record.event.at:8.1f}s] {words}", flush=True)
                 if isinstance(record.event, RunFinished):
                     return
-        if not _live(folder):
+        live = _live(folder)
+        if not live:
             say(
                 f"{folder.run} is not running; `hansa run --resume {run}` continues it."
             )
             return
+        for words in news.of(live.get("facilities") or {}, time.monotonic()):
+            print(f"{'':11} {words}", flush=True)
         time.sleep(0.5)
 
 
@@ -197,11 +200,17 @@ def facility_line(
 
 
 def _view_words(view: dict[str, Any]) -> str:
+    from hansa.cli.display import transfer_words
+
     text = str(view.get("state", ""))
     if view.get("steps") and view.get("state") in {"training", "evaluating", "saving"}:
         text += f" {view['step']}/{view['steps']}"
+    if moving := transfer_words(view):
+        text += f" {moving}"
     if view.get("detail"):
         text += f" — {view['detail']}"
+    if view.get("todo"):
+        text += f" — {view['todo']}"
     if view.get("expected") is not None:
         text += f", expected to start at {_clock_time(view['expected'])}"
     if view.get("ahead"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hansa.core.errors import (
@@ -25,14 +25,22 @@ class FacilityGone(GatewayError):
     """The facility has been silent for longer than the plan's patience."""
 
 
+def _nobody(error: LoginError | None) -> None:
+    del error
+
+
 class Contact:
     """Site RPCs with retries; faults of the line are mended here or end in a loss.
+
+    A facility is silent while nothing answers. While a login is missing, the service
+    on the way does answer: a person may need hours, and is waited for.
 
     Args:
         facility: Its name, for messages.
         gateway: The control plane to it.
         patience: Seconds without an answer after which it counts as lost.
         retry: Waits between tries.
+        show: Told of a login that a person must mend; None: it is mended.
     """
 
     def __init__(
@@ -42,12 +50,15 @@ class Contact:
         *,
         patience: float,
         retry: RetryPolicy | None = None,
+        show: Callable[[LoginError | None], None] = _nobody,
     ) -> None:
         self.facility = facility
         self._gateway = gateway
         self._patience = patience
         self._retry = retry or RetryPolicy(first=0.5, longest=60.0)
         self._timeout = min(gateway.timeout, max(patience, 1.0))
+        self._show = show
+        self._wants_login = False
 
     @property
     def every(self) -> float:
@@ -68,9 +79,10 @@ class Contact:
                 return await self.call_once(request)
             except (GatewayError, LoginError) as error:
                 tries += 1
-                wait = self._retry.delay(tries, self.facility)
-                silent = loop.time() - since
-                if not error.transient or silent + wait > self._patience:
+                wait, now = self._retry.delay(tries, self.facility), loop.time()
+                if isinstance(error, LoginError):
+                    since = now + wait
+                if not error.transient or now + wait - since > self._patience:
                     raise self._gone(error) from error
                 self._tell(error, tries)
             await asyncio.sleep(wait)
@@ -89,9 +101,17 @@ class Contact:
         nobody takes it for the server's.
         """
         try:
-            return await self._gateway.call(request, self._timeout)
+            answer = await self._gateway.call(request, self._timeout)
+        except LoginError as error:
+            self._wants_login = True
+            self._show(error)
+            raise
         except StoreError as error:
             raise FacilityError.of(error) from error
+        if self._wants_login:
+            self._wants_login = False
+            self._show(None)
+        return answer
 
     async def back_again(self, every: float = 5.0, longest: float = 60.0) -> None:
         """Return when the facility answers a probe again, and is well."""

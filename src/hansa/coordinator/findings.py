@@ -76,6 +76,11 @@ class FacilityCheck:
         """Add a finding."""
         self.findings.append(Finding(check, state, detail, hint))
 
+    def add_once(self, check: str, state: str, detail: str, hint: str) -> None:
+        """Add a finding, unless it is there: gateway and mover may share a login."""
+        if Finding(check, state, detail, hint) not in self.findings:
+            self.add(check, state, detail, hint)
+
     def of(self, check: str) -> list[Finding]:
         """Return the findings of one check, the worst first."""
         order = (PROBLEM, WARNING, UNKNOWN, OK)

@@ -42,6 +42,7 @@ from hansa.core.commands import WorkOrder
 from hansa.core.errors import (
     FacilityError,
     HansaError,
+    LoginError,
     StorageFull,
     WorkerError,
 )
@@ -279,10 +280,13 @@ class Lane:
         await self._retried(work, lambda: self._collect(work, report))
 
     async def _retried(self, work: Work, step: Callable[[], Awaitable[None]]) -> None:
-        def show(words: str) -> None:
-            self._show(self.view.state, words, work)
+        def show(error: FacilityError) -> None:
+            self._show(self.view.state, error.message, work)
+            if isinstance(error, LoginError):
+                self.view.show_login(error)
 
         await self._steps.repeat(work.key, step, show)
+        self.view.show_login(None)
 
     async def _stage(self, work: Work) -> None:
         self._tell_staged(await self._delivery.stage(work.order.version))

@@ -114,6 +114,7 @@ class _Look:
         await _add_remarks(check, "endpoint", gateway.check)
         if not await ask_health(gateway, check):
             return
+        _block(check, facility)
         await self._look_along(gateway, check, facility)
         await self._would_accept(gateway, check, facility)
         _space(check, self.spec, self.sizes)
@@ -185,7 +186,7 @@ async def _add_remarks(
         _refused(check, what, error)
         return
     for one in remarks:
-        check.add(one.check, one.state, one.detail, one.hint)
+        check.add_once(one.check, one.state, one.detail, one.hint)
 
 
 async def ask_health(gateway: Gateway, check: FacilityCheck) -> bool:
@@ -248,6 +249,19 @@ async def try_out(
         check.add(topic, PROBLEM, what, str(problem.get("hint") or ""))
     _imports(check, found, needs)
     _found_gpus(check, found, node)
+
+
+def _block(check: FacilityCheck, facility: FacilitySpec) -> None:
+    """Tell of jobs that would wait for ever, as nobody brings them into a block."""
+    waits = check.probe.get("scheduler") == "block"
+    if waits and not facility.gateway.options.get("block"):
+        check.add(
+            "scheduler",
+            PROBLEM,
+            "Its jobs run in a block of nodes, and no endpoint is named that holds one.",
+            "Add `block: {endpoint: UUID, nodes: N}` to its `gateway`, which must be "
+            "of type globus_compute; see docs/globus.md.",
+        )
 
 
 def _refused(check: FacilityCheck, what: str, error: HansaError) -> None:

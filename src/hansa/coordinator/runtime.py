@@ -102,6 +102,7 @@ class Runtime:
         self._tasks: set[asyncio.Task[None]] = set()
         self._lanes: Mapping[str, Lane] = {}
         self._cancel_jobs = False
+        self._closing = False
 
     # What lanes and people call.
 
@@ -113,6 +114,8 @@ class Runtime:
         """Emit an event; return when it is in the journal and on the disk."""
         done = asyncio.get_running_loop().create_future()
         self._inbox.put_nowait(_Noted(event, done))
+        if self._closing:  # nobody else looks into the inbox until all is closed
+            self._journal_rest()
         await done
 
     def fail(self, error: BaseException) -> None:
@@ -192,6 +195,7 @@ class Runtime:
         return stamped, self._core.handle(stamped)
 
     async def _shut_down(self) -> None:
+        self._closing = True
         for timer in self._timers.values():
             timer.cancel()
         for task in self._tasks:

@@ -22,6 +22,7 @@ from hansa.coordinator.transfers import JournaledTransfers
 from hansa.coordinator.trouble import When
 from hansa.core import plugins
 from hansa.core.commands import Assign, WorkOrder
+from hansa.core.errors import LoginError
 from hansa.core.events import VersionPublished
 from hansa.core.ids import assignment_id
 from hansa.gateway.base import Gateway
@@ -149,9 +150,14 @@ def make_lanes(
     def watch(name: str, progress: Progress) -> None:
         lanes[name].view.show_transfer(progress)
 
+    def show_login(name: str, error: LoginError | None) -> None:
+        lanes[name].view.show_login(error)
+
     for name, facility in spec.facilities.items():
         gateway = make_gateway(facility)
-        contact = Contact(name, gateway, patience=spec.patience)
+        contact = Contact(
+            name, gateway, patience=spec.patience, show=partial(show_login, name)
+        )
         delivery = Delivery(
             run,
             name,

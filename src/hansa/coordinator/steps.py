@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from hansa.core.errors import FacilityError, HansaError, PolicyError
+from hansa.core.errors import FacilityError, HansaError, LoginError, PolicyError
 from hansa.core.retry import RetryPolicy
 from hansa.mover.base import Damaged
 
@@ -25,8 +25,8 @@ class Steps:
     """Repeats steps while their faults are transient.
 
     A line or a scheduler that is away is waited for as long as a silent facility, a
-    full queue (the site's own limit) however long. Only what arrives damaged has a
-    number of tries: the same bytes will not get better.
+    full queue (the site's own limit) and a login that a person must mend however long.
+    Only what arrives damaged has a number of tries: the same bytes will not get better.
 
     Args:
         retry: Waits between tries, and the number of those that count.
@@ -41,7 +41,7 @@ class Steps:
         self,
         key: str,
         step: Callable[[], Awaitable[None]],
-        show: Callable[[str], None],
+        show: Callable[[FacilityError], None],
     ) -> None:
         """Carry a step out.
 
@@ -54,7 +54,7 @@ class Steps:
             InVain: Patience is over.
             HansaError: It failed for good, or what came is damaged.
         """
-        waits, damages, waited = 0, 0, 0.0
+        waits, damages, waited, told = 0, 0, 0.0, False
         while True:
             try:
                 return await step()
@@ -67,11 +67,21 @@ class Steps:
                     damages += 1
                     if not self._retry.allows(damages):
                         raise
-                elif not isinstance(error, PolicyError):
+                elif not isinstance(error, PolicyError | LoginError):
                     # Not by the clock: a transfer that takes long is no waiting.
                     waited += wait
                     if waited > self._patience:
                         raise InVain(error) from error
-                log.warning("%s: %s; trying again", key, error)
-                show(error.message)
+                told = _tell(key, error, told=told)
+                show(error)
             await asyncio.sleep(wait)
+
+
+def _tell(key: str, error: FacilityError, *, told: bool) -> bool:
+    """Write down a fault; a missing login once so that a person reads of it."""
+    login = isinstance(error, LoginError)
+    if login and not told:
+        log.error("%s: %s %s", key, error, error.hint or "")
+    else:
+        log.warning("%s: %s; trying again", key, error)
+    return login

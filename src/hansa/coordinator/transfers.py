@@ -63,3 +63,8 @@ class JournaledTransfers:
                 faults=ended.faults,
             )
         )
+
+    @property
+    def closed(self) -> bool:
+        """See `TransferLog.closed`; a run that was only interrupted is resumed."""
+        return bool(self._core.outcome)

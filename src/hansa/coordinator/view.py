@@ -7,6 +7,7 @@ from typing import Any
 
 from hansa.coordinator.job import Job, waited
 from hansa.coordinator.reports import JobReport
+from hansa.core.errors import LoginError
 from hansa.mover.base import Progress
 from hansa.scheduler.base import JobState
 
@@ -37,6 +38,8 @@ class FacilityView:
         rate: Its bytes per second.
         faults: Troubles that its service mended by itself.
         line: The service's word for what holds it up; empty: nothing does.
+        todo: What a person must do before all goes on, with the command; empty:
+            nothing.
     """
 
     name: str
@@ -60,6 +63,7 @@ class FacilityView:
     rate: float = 0.0
     faults: int = 0
     line: str = ""
+    todo: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the view as plain JSON data."""
@@ -88,13 +92,21 @@ class FacilityView:
         self.samples_per_s = status.get("samples_per_s")
 
     def show_transfer(self, progress: Progress) -> None:
-        """Take in how a transfer goes; one that is complete is not shown any more."""
-        under_way = progress.bytes < progress.total
-        self.moved = progress.bytes if under_way else 0
+        """Take in how a transfer goes; one that is complete is not shown any more.
+
+        One that is held up is shown even if all bytes have gone over: some are to be
+        sent again.
+        """
+        under_way = progress.bytes < progress.total or bool(progress.status)
+        self.moved = min(progress.bytes, progress.total) if under_way else 0
         self.to_move = progress.total if under_way else 0
         self.rate = progress.rate if under_way else 0.0
         self.faults = progress.faults if under_way else 0
         self.line = progress.status if under_way else ""
+
+    def show_login(self, error: LoginError | None) -> None:
+        """Take in that a login is missing, or (None) that it is there again."""
+        self.todo = "" if error is None else f"{error} {error.hint or ''}".rstrip()
 
     def show_followed(self, job: Job, report: JobReport, *, idle: bool) -> None:
         """Take in what a poll tells of a job in the background."""

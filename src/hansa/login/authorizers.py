@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import globus_sdk
@@ -41,12 +42,26 @@ def authorizer(
         LoginError: Nobody is logged in, or the client app is refused.
         GatewayError: Globus Auth can't be reached.
     """
-    known = client()
-    if known.secret is not None:
-        return _of_app(known, known.secret, scope)
-    stored = StoredToken(known, server, login_command(sorted(collections)))
-    stored.look()
+    with _readable():
+        known = client()
+        if known.secret is not None:
+            return _of_app(known, known.secret, scope)
+        stored = StoredToken(known, server, login_command(sorted(collections)))
+        stored.look()
     return stored
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Turn a folder that can't be used just now, as on a full disk, into words."""
+    try:
+        yield
+    except OSError as error:
+        raise LoginError(
+            f"The Globus login in {folder.path()} can't be used: {error.strerror}.",
+            hint="Is there space, and is its file system there? Then `hansa whoami` "
+            "shows the login.",
+        ) from error
 
 
 def _of_app(known: Client, secret: str, scope: str) -> GlobusAuthorizer:
@@ -112,12 +127,13 @@ class StoredToken(GlobusAuthorizer):
 
     def get_authorization_header(self) -> str:
         """Return the header with a token that holds for a while."""
-        found = self.look()
-        if not self._holds(found):
-            with _one_at_a_time:
-                found = self.look()  # another thread, or a person, was first
-                if not self._holds(found):
-                    found = self._refreshed(found)
+        with _readable():
+            found = self.look()
+            if not self._holds(found):
+                with _one_at_a_time:
+                    found = self.look()  # another thread, or a person, was first
+                    if not self._holds(found):
+                        found = self._refreshed(found)
         self._sent = found.access_token
         return f"Bearer {found.access_token}"
 

@@ -93,6 +93,11 @@ class TransferLog(Protocol):
         """Return once it is on the disk that a submission is over."""
         ...
 
+    @property
+    def closed(self) -> bool:
+        """Whether no later process will take up what is open."""
+        ...
+
 
 class NoLog:
     """Remembers nothing: for movers outside of a run."""
@@ -106,6 +111,11 @@ class NoLog:
 
     async def ended(self, ended: Ended) -> None:
         """See `TransferLog.ended`."""
+
+    @property
+    def closed(self) -> bool:
+        """See `TransferLog.closed`."""
+        return True
 
 
 Ask = Callable[[Mapping[str, object]], Awaitable[dict[str, Any]]]

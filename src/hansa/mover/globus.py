@@ -23,7 +23,7 @@ from hansa.core.errors import TransferError
 from hansa.core.files import FileRecord, FileRecords
 from hansa.core.remarks import Remark
 from hansa.mover import globus_check, globus_here, landing
-from hansa.mover.base import MANIFEST, Damaged, Moved, NoLog, Place, Progress
+from hansa.mover.base import MANIFEST, Damaged, Moved, Place, Progress
 from hansa.mover.globus_options import GlobusOptions
 from hansa.mover.globus_queue import Queue, Wish
 from hansa.mover.globus_route import ServiceRoute
@@ -114,8 +114,8 @@ class GlobusMover:
         return await globus_check.remarks(self._service, ends, needed)
 
     async def close(self) -> None:
-        """Stop looking after tasks; they go on where a log remembers them."""
-        forget = isinstance(self._place.log, NoLog)
+        """Stop looking after tasks; they go on if a later process will want them."""
+        forget = self._place.log.closed
         await self._out.close(forget=forget)
         await self._in.close(forget=forget)
         self._service.close()

@@ -14,6 +14,9 @@ between the submission and its end         is told "again", and waits for that t
 between its end and the rename             is told "again": it is over; only renames
 between the rename and the caller's word   finds the place taken, and the task over
 =========================================  =============================================
+
+If that task has failed meanwhile, or the service does not know it any more, the ticket
+is over, and what is still wanted goes under a new one.
 """
 
 from __future__ import annotations
@@ -21,11 +24,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from hansa.core.errors import HansaError
+from hansa.core.errors import HansaError, LoginError
 from hansa.mover.base import Damaged, Ended, Progress, Submission, TransferLog
 from hansa.mover.globus_service import Accepted, Item
 from hansa.mover.globus_words import TaskView, ailing
@@ -37,6 +40,9 @@ FIRST_S, SLOWER, EVERY_S = 0.5, 1.6, 10.0
 
 GRACE_S = 120.0
 """Seconds that nobody may wait for a task before it has to make room for others."""
+
+FAREWELL_S = 30.0
+"""Seconds for cancelling what no later process will want."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,13 +203,11 @@ class Queue:
         if self._driver is not None:
             self._driver.cancel()
             await asyncio.gather(self._driver, return_exceptions=True)
-        for trip in list(self._trips or ()) if forget else ():
-            if trip.task is None or trip.view is not None:
-                continue
-            try:
-                await self._route.cancel(trip.task)
-            except HansaError as error:
-                log.warning("The transfer %s goes on: %s", trip.task, error)
+        if forget:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FAREWELL_S):
+                    for trip in list(self._open()):
+                        await self._dismiss(trip)
 
     # --- who sits where ---------------------------------------------------------------
 
@@ -231,6 +235,10 @@ class Queue:
             seat.trip = trip
             trip.seats.append(seat)
 
+    def _awaited(self, trip: _Trip) -> bool:
+        """Tell whether somebody waits who would board it."""
+        return any(trip.brings(seat.wish) for seat in self._waiting)
+
     def _board_who_fits(self, trip: _Trip) -> None:
         self._board(trip, [one for one in self._waiting if trip.brings(one.wish)])
 
@@ -251,14 +259,7 @@ class Queue:
 
     async def _go_on(self) -> None:
         while self._waiting:
-            trip = next(
-                (
-                    trip
-                    for trip in self._open()
-                    if any(trip.brings(seat.wish) for seat in self._waiting)
-                ),
-                None,
-            )
+            trip = next((one for one in self._open() if self._awaited(one)), None)
             taken = list(self._waiting)
             try:
                 trip = trip or await self._new_trip()
@@ -291,11 +292,37 @@ class Queue:
         self._board_who_fits(trip)
         if not trip.noted:
             await self._note(trip)
+        try:
+            why = await self._failure(trip)
+        except HansaError as error:
+            if error.transient or isinstance(error, LoginError):
+                raise
+            why = error
+        if why is None:
+            return
+        ours = bool(trip.items)
+        view = trip.view or TaskView(status="FAILED")
+        await self._end(trip, "failed", view, why.message)
+        if ours:
+            raise why
+        # What went wrong for an earlier process may go well for this one.
+        self._waiting += trip.seats
+        trip.seats.clear()
+
+    async def _failure(self, trip: _Trip) -> HansaError | None:
+        """Carry a trip out; return why it failed, if it did."""
         task = trip.task or await self._submit(trip)
-        if trip.view is None:
-            trip.view = await self._end_of(trip, task)
-        if trip.view is not None:
-            await self._arrive(trip, task, trip.view)
+        trip.view = view = trip.view or await self._end_of(trip, task)
+        if view is None:
+            return None
+        if view.status == "FAILED":
+            return await self._route.failure(task, view, trip.due)
+        sent = await self._route.sent(task) if view.skipped else None
+        self._board_who_fits(trip)
+        for seat in trip.seats:
+            if not seat.arrived.done():
+                seat.arrived.set_result(_share(seat.wish, sent))
+        return None
 
     async def _note(self, trip: _Trip) -> None:
         direction, places = self._route.direction, tuple(sorted(trip.due))
@@ -311,12 +338,7 @@ class Queue:
         wishes = {seat.wish.place: seat.wish.items for seat in trip.seats}
         wishes = {**trip.items, **wishes}
         items = tuple(item for one in wishes.values() for item in one)
-        try:
-            answer = await self._route.submit(trip.ticket, items)
-        except HansaError as error:
-            if not error.transient:
-                await self._end(trip, "failed", TaskView(status="FAILED"), str(error))
-            raise
+        answer = await self._route.submit(trip.ticket, items)
         trip.task = answer.task
         if not answer.again:
             # The service had not heard of it: it brings what it was told now.
@@ -352,17 +374,6 @@ class Queue:
         )
         self._watch(progress)
 
-    async def _arrive(self, trip: _Trip, task: str, view: TaskView) -> None:
-        if view.status == "FAILED":
-            error = await self._route.failure(task, view, trip.due)
-            await self._end(trip, "failed", view, error.message)
-            raise error
-        sent = await self._route.sent(task) if view.skipped else None
-        self._board_who_fits(trip)
-        for seat in trip.seats:
-            if not seat.arrived.done():
-                seat.arrived.set_result(_share(seat.wish, sent))
-
     # --- the log ----------------------------------------------------------------------
 
     async def _settle(self, trip: _Trip, place: str) -> None:
@@ -393,29 +404,35 @@ class Queue:
         now = asyncio.get_running_loop().time()
         for trip in list(self._open()):
             lonely = trip is not current and not trip.seats
-            if not lonely or now - trip.since < GRACE_S:
-                continue
-            trip.since = now
-            try:
+            if lonely and now - trip.since >= GRACE_S and not self._awaited(trip):
+                trip.since = now
                 await self._dismiss(trip)
-            except HansaError as error:
-                log.warning("%s is still open: %s", _named(trip), error)
 
     async def _dismiss(self, trip: _Trip) -> None:
-        trip.task = trip.task or await self._route.find(trip.ticket)
-        view = TaskView(status="FAILED")
-        if trip.task is not None:
-            view = trip.view or await self._route.look(trip.task)
-            if not view.over:
-                await self._route.cancel(trip.task)
-        if trip.seats:  # somebody came just now
-            trip.view = None
-        elif view.status == "SUCCEEDED":
+        """Have a trip cancelled if it is under way; it stays if that can't be done."""
+        try:
+            view = await self._stopped_task(trip)
+        except HansaError as error:
+            if error.transient or isinstance(error, LoginError):
+                log.warning("%s is still open: %s", _named(trip), error)
+                return
+            view = TaskView(status="FAILED", fatal=error.message)
+        if view.status == "SUCCEEDED":
             await self._end(trip, "done", view)
         else:
             why = view.fatal or "Nobody wanted it any more."
             outcome = "failed" if view.fatal else "cancelled"
             await self._end(trip, outcome, view, why)
+
+    async def _stopped_task(self, trip: _Trip) -> TaskView:
+        """Return how a trip's task stood when it was told to stop."""
+        trip.task = trip.task or await self._route.find(trip.ticket)
+        if trip.task is None:
+            return TaskView(status="FAILED")
+        view = trip.view or await self._route.look(trip.task)
+        if not view.over:
+            await self._route.cancel(trip.task)
+        return view
 
 
 def _named(trip: _Trip) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hansa.core.errors import GatewayError, HansaError, TransferError
+from hansa.core.errors import GatewayError, HansaError, LoginError, TransferError
 from hansa.login.words import explained
 from hansa.mover import landing
 from hansa.mover.base import Damaged
@@ -138,12 +138,10 @@ def refused(error: Exception, doing: str, key: str) -> HansaError:
         doing: What was tried, to follow "while".
         key: The option that names the place, as ``mover.path``.
     """
-    own = _of_the_collection(error, doing, key)
-    if own is not None:
-        return own
     known = explained(error, doing)
-    if known is None:
-        known = _plain(error, doing)
+    if isinstance(known, LoginError):  # collections, too, ask for sessions
+        return known
+    known = _of_the_collection(error, doing, key) or known or _plain(error, doing)
     return TransferError.of(known) if isinstance(known, GatewayError) else known
 
 

@@ -11,6 +11,7 @@ import hansa
 from hansa.cli.app import app
 from hansa.coordinator import preflight, trial
 from hansa.core.errors import GatewayError, SchedulerError, UsageError
+from hansa.core.remarks import OK, WARNING, Remark
 
 FEDERATION = """\
 name: smol
@@ -166,6 +167,26 @@ def test_every_failure_has_its_row_and_its_remedy(check, there):
     assert west["mailbox"] == "ok"
 
 
+def test_a_login_that_gateway_and_mover_share_is_told_once(check, there, monkeypatch):
+    class Mover:
+        async def check(self):
+            return [login, Remark("line", OK, "the collection is there")]
+
+        async def close(self) -> None:
+            pass
+
+    async def look():
+        return [login, Remark("endpoint", OK, "online")]
+
+    login = Remark("login", WARNING, "It ends soon.", "Run `hansa login`.")
+    there["east"].check = look
+    monkeypatch.setattr(preflight, "make_mover", lambda facility, place: Mover())
+    found = data(check)["data"]["east"]["findings"]
+    said = [one["check"] for one in found]
+    assert [said.count(one) for one in ("login", "endpoint", "line")] == [1, 1, 1]
+    assert check().stdout.count("east: login: warning: It ends soon.") == 1
+
+
 def test_a_facility_that_hangs_keeps_nobody_waiting(check, there, monkeypatch):
     monkeypatch.setattr(Facility, "timeout", 0.5)
     there["east"].delay = 60.0
@@ -298,6 +319,16 @@ def test_where_something_is_wrong_already_nothing_is_submitted(check, there):
     assert states(found)["trial job"] == "unknown"
     assert "place" not in there["east"].ops
     assert "place" in there["west"].ops
+
+
+def test_jobs_for_a_block_that_nobody_holds_are_a_problem(check, there):
+    there["east"].probe["scheduler"] = "block"
+    found = data(check, "--submit")
+    assert (states(found)["scheduler"], states(found)["trial job"]) == (
+        "problem",
+        "unknown",
+    )
+    assert "place" not in there["east"].ops
 
 
 def test_no_duration_is_a_usage_error(check, there):

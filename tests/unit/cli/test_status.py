@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from hansa.cli.display import sentence
+from hansa.cli.display import LiveNews, _cells, sentence
 from hansa.cli.inspect import facility_line
+from hansa.coordinator.view import FacilityView
 from hansa.core import events as ev
+from hansa.mover.base import Progress
 from hansa.report import summarise
 
 STARTED = ev.RunStarted(
@@ -74,9 +76,79 @@ def test_steps_are_shown_while_it_trains() -> None:
     assert facility_line(summary, "a", view).startswith("training 3/30; bound v1")
 
 
+def test_a_transfer_under_way_is_shown_with_what_holds_it_up() -> None:
+    view = {**FacilityView("a", state="staging", detail="again").to_json()}
+    summary = summarise([STARTED])
+    assert facility_line(summary, "a", view) == "staging — again"
+    view |= {"moved": 1_234_000_000, "to_move": 2_000_000_000, "rate": 3.4e8}
+    assert facility_line(summary, "a", view) == (
+        "staging 61% of 2.0 GB at 340 MB/s — again"
+    )
+    view |= {"faults": 2, "rate": 0.0, "line": "PERMISSION_DENIED"}
+    assert facility_line(summary, "a", view) == (
+        "staging 61% of 2.0 GB, 2 faults mended, held up: PERMISSION_DENIED — again"
+    )
+
+
+def test_the_live_table_shows_a_transfer_in_place_of_the_last_problem() -> None:
+    view = FacilityView("a", state="staging", detail="An older problem")
+    assert str(_cells(view)[1]) == "staging (An older problem)"
+    view.show_transfer(Progress(bytes=50, total=200, rate=25.0, faults=1))
+    assert str(_cells(view)[1]) == "staging 25% of 200 B at 25 B/s, 1 fault mended"
+    view.show_transfer(Progress(bytes=200, total=200))
+    assert str(_cells(view)[1]) == "staging (An older problem)"
+
+
+def test_watch_tells_of_long_transfers_now_and_then_and_of_trouble_at_once() -> None:
+    def seen(now: float, **view: Any) -> list[str]:
+        moving = {"moved": 10, "to_move": 100, **view}
+        return list(news.of({"a": moving, "b": {"state": "idle"}}, now))
+
+    news = LiveNews()
+    assert seen(0.0) == []  # most are over in a moment
+    assert seen(9.5) == []
+    assert seen(10.0) == ["a: 10% of 100 B"]
+    assert seen(10.5, line="GRIDFTP_TIMEOUT") == [
+        "a: 10% of 100 B, held up: GRIDFTP_TIMEOUT"
+    ]
+    assert seen(11.0, line="GRIDFTP_TIMEOUT") == []
+    assert seen(11.5, faults=1) == ["a: 10% of 100 B, 1 fault mended"]
+    assert seen(20.0, faults=1) == []
+    assert seen(21.0, to_move=0) == []  # it is over
+    assert seen(40.0) == []  # the next one
+
+
+def test_what_a_person_must_do_is_told_once_and_at_once() -> None:
+    view = FacilityView("a", state="training", todo="Run `hansa login`.").to_json()
+    news = LiveNews()
+    told = [list(news.of({"a": view}, now)) for now in (0.0, 1.0, 500.0)]
+    assert told == [["a: Run `hansa login`."], [], []]
+    assert list(news.of({"a": {**view, "todo": ""}}, 501.0)) == []
+    assert list(news.of({"a": view}, 502.0)) == ["a: Run `hansa login`."]
+    line = facility_line(summarise([STARTED]), "a", view)
+    assert line == "training — Run `hansa login`."
+
+
 @pytest.mark.parametrize(
     ("event", "expected"),
     [
+        (
+            ev.TransferEnded(
+                at=1.0, facility="a", ticket="t", outcome="failed", reason="No space"
+            ),
+            "a: a transfer failed: No space",
+        ),
+        (
+            ev.TransferEnded(at=1.0, facility="a", ticket="t", outcome="cancelled"),
+            "a: a transfer was cancelled",
+        ),
+        (ev.TransferEnded(at=1.0, facility="a", ticket="t", outcome="done"), ""),
+        (
+            ev.TransferSubmitted(
+                at=1.0, facility="a", ticket="t", direction="put", places=("x",)
+            ),
+            "",
+        ),
         (queued(2), "a: job 4711 queued for train-0003-a-1"),
         (
             queued(2, host="train-0001-a-1.1"),

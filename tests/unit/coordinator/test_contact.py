@@ -25,8 +25,8 @@ class Failing:
         return {"at": asyncio.get_running_loop().time()}
 
 
-def ask(*errors, patience=600.0):
-    contact = Contact("east", Failing(*errors), patience=patience)
+def ask(*errors, patience=600.0, show=lambda error: None):
+    contact = Contact("east", Failing(*errors), patience=patience, show=show)
     return virtual_time.run(contact.call(rpc.probe()))
 
 
@@ -38,11 +38,28 @@ def test_what_may_pass_is_waited_out(error):
     assert ask(*[error] * 5)["at"] > 5
 
 
-@pytest.mark.parametrize("error", [GatewayError("no line"), LOGIN])
+FOR_GOOD = LoginError("Half a client.", hint="Set both.", transient=False)
+
+
+@pytest.mark.parametrize("error", [GatewayError("no line", hint="ssh"), FOR_GOOD])
 def test_beyond_patience_the_facility_counts_as_lost(error):
     with pytest.raises(FacilityGone, match="east can't be reached") as caught:
         ask(*[error] * 50, patience=30.0)
     assert caught.value.hint == error.hint
+
+
+def test_a_login_is_waited_for_however_long():
+    """A person may sleep; meanwhile jobs go on at the facility."""
+    assert ask(*[LOGIN] * 600, patience=30.0)["at"] > 8 * 3600
+
+
+def test_what_a_person_must_do_is_shown_until_it_is_done():
+    shown = []
+    ask(GatewayError("no line"), LOGIN, LOGIN, GatewayError("no"), show=shown.append)
+    assert shown == [LOGIN, LOGIN, None]
+    shown.clear()
+    ask(GatewayError("no line"), show=shown.append)
+    assert shown == []
 
 
 def test_the_agents_own_answer_is_not_repeated():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 import pytest
 
@@ -10,6 +11,7 @@ from hansa.coordinator.steps import InVain, Steps
 from hansa.core.errors import (
     FacilityError,
     HansaError,
+    LoginError,
     PolicyError,
     SchedulerError,
     StorageFull,
@@ -36,13 +38,13 @@ class Step:
 
 def repeat(step: Step, patience: float = 3600.0) -> tuple[float, list[str]]:
     """Return when it was done, and what people were shown."""
-    shown: list[str] = []
+    shown: list[HansaError] = []
 
     async def carry_out() -> float:
         await Steps(RetryPolicy(), patience).repeat("k", step, shown.append)
         return asyncio.get_running_loop().time()
 
-    return virtual_time.run(carry_out()), shown
+    return virtual_time.run(carry_out()), [error.message for error in shown]
 
 
 @pytest.mark.parametrize(
@@ -67,9 +69,20 @@ def test_but_not_longer_than_patience() -> None:
     assert step.tries < 25
 
 
-def test_a_full_queue_is_waited_for_however_long() -> None:
-    at, _ = repeat(Step(PolicyError("Full.", transient=True), 9000.0), patience=60.0)
+@pytest.mark.parametrize(
+    "error", [PolicyError("Full.", transient=True), LoginError("No login.")]
+)
+def test_a_full_queue_and_a_login_are_waited_for_however_long(
+    error: HansaError,
+) -> None:
+    at, _ = repeat(Step(error, 9000.0), patience=60.0)
     assert 9000 <= at <= 9060
+
+
+def test_the_command_that_logs_in_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    repeat(Step(LoginError("No login.", hint="Run `hansa login`."), 600.0))
+    told = [one for one in caplog.records if one.levelno >= logging.ERROR]
+    assert [one.getMessage() for one in told] == ["k: No login. Run `hansa login`."]
 
 
 def test_what_is_damaged_has_a_number_of_tries() -> None:

@@ -7,6 +7,8 @@ from typing import Any
 from hansa.coordinator.job import Job
 from hansa.coordinator.reports import JobReport
 from hansa.coordinator.view import FacilityView
+from hansa.core.errors import LoginError
+from hansa.mover.base import Progress
 from hansa.scheduler.base import JobState, JobStatus
 
 
@@ -60,3 +62,19 @@ def test_a_job_that_is_queued_ahead_is_shown_until_it_runs() -> None:
     ahead.ran = True
     view.show_followed(ahead, report(JobState.RUNNING), idle=False)
     assert view.ahead == ""
+
+
+def test_a_transfer_that_is_held_up_is_shown_though_all_has_gone_over() -> None:
+    view = FacilityView("a")
+    view.show_transfer(Progress(bytes=120, total=100, status="CHECKSUM"))
+    assert (view.moved, view.to_move, view.line) == (100, 100, "CHECKSUM")
+    view.show_transfer(Progress(bytes=120, total=100))
+    assert (view.moved, view.to_move, view.line) == (0, 0, "")
+
+
+def test_a_login_is_shown_with_the_command_until_it_is_there() -> None:
+    view = FacilityView("a")
+    view.show_login(LoginError("It has ended.", hint="Run `hansa login`."))
+    assert view.todo == "It has ended. Run `hansa login`."
+    view.show_login(None)
+    assert view.todo == ""

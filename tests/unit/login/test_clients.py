@@ -1,6 +1,7 @@
 """Clients over a loopback Globus Auth: which token goes out, and what if none can."""
 
 import base64
+import errno
 import logging
 import os
 import pickle
@@ -111,6 +112,26 @@ def test_a_revoked_refresh_token_names_the_command(auth, log_in, collection):
         transfer.get_endpoint(collection)
     assert caught.value.transient
     assert f"`hansa login --collection {ONE}`" in caught.value.hint
+
+
+def test_a_folder_that_is_away_for_a_while_is_waited_for(
+    auth, log_in, collection, monkeypatch
+):
+    log_in()
+    with clients.transfer_client() as transfer:
+        with monkeypatch.context() as patch:
+            patch.setattr(folder, "check_private", stale)
+            with pytest.raises(LoginError, match="Stale file handle") as caught:
+                transfer.get_endpoint(collection)
+            assert caught.value.transient
+            assert "hansa whoami" in caught.value.hint
+            with pytest.raises(LoginError):
+                clients.transfer_client()
+        assert transfer.get_endpoint(collection)["id"] == ONE
+
+
+def stale():
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "tokens.json")
 
 
 def test_a_login_without_refresh_tokens_ends(auth, log_in, collection):

@@ -51,6 +51,8 @@ def quick(monkeypatch, service):
 class FileLog:
     """A log on the disk, as the journal is one."""
 
+    closed = False
+
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -442,6 +444,25 @@ def test_a_mailbox_that_is_not_there(bench):
     with pytest.raises(TransferError):
         bench.put(path="/eagle/nowhere/hansa")
     assert bench.tasks == []
+
+
+def test_a_run_that_is_over_leaves_nothing_under_way(bench, service):
+    service.faults.slow(bench.server, 100_000)
+
+    async def work():
+        mover = bench.mover()
+        putting = asyncio.create_task(mover.put(bench.source, PLACE, FILES))
+        await bench.until(lambda task: task["bytes_transferred"])
+        putting.cancel()
+        await asyncio.gather(putting, return_exceptions=True)
+        bench.log.closed = True
+        await mover.close()
+
+    asyncio.run(work())
+    (task,) = bench.tasks
+    assert task["_cancel"]
+    assert bench.log.lines()[-1]["outcome"] == "cancelled"
+    assert bench.log.open() == ()
 
 
 # --- what is there already --------------------------------------------------------

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hansa.core.errors import JournalError, LoginError, TransferError
+from hansa.core.errors import JournalError, LoginError, StorageFull, TransferError
 from hansa.mover.base import Damaged, Ended, Submission
-from hansa.mover.globus_queue import EVERY_S, GRACE_S, Queue, Wish
+from hansa.mover.globus_queue import EVERY_S, FAREWELL_S, GRACE_S, Queue, Wish
 from hansa.mover.globus_service import Accepted, Item
 from hansa.mover.globus_words import TaskView
 from hansa.testing import virtual_time
@@ -20,6 +20,8 @@ from hansa.testing import virtual_time
 
 class Log:
     """A log that tells when it was written to; it outlives the queues."""
+
+    closed = False
 
     def __init__(self, service: Fake) -> None:
         self.noted: dict[str, Submission] = {}
@@ -222,6 +224,24 @@ def test_what_nobody_comes_back_for_makes_room():
     assert bench.log.over["ticket-2"].outcome == "done"
 
 
+def test_what_somebody_waits_for_need_not_make_room():
+    """Two tasks of an earlier process are wanted: each is waited for in its turn."""
+
+    async def work(b):
+        for place in "ab":
+            caller = b.start(place)
+            await asyncio.sleep(15)
+            caller.cancel()
+            await asyncio.gather(caller, return_exceptions=True)
+        await b.crash()
+        assert await asyncio.gather(b.start("a"), b.start("b")) == [10, 10]
+
+    bench = run(work, takes=GRACE_S * 4)
+    assert bench.places == [["a"], ["b"]]
+    assert bench.service.cancelled == []
+    assert not bench.log.open()
+
+
 def test_what_the_service_never_heard_of_is_forgotten():
     async def work(b):
         b.log.noted["lost"] = Submission(ticket="lost", direction="put", places=("x",))
@@ -252,6 +272,74 @@ def test_a_ticket_that_the_service_never_got_is_used_by_the_next_process():
     assert list(bench.service.tickets) == ["t", "ticket-1"]
     assert bench.places == [["a"], ["b"]]  # it can't know what b's files were
     assert not bench.log.open()
+
+
+@pytest.mark.parametrize("call", ["submit", "look"])
+def test_a_ticket_that_the_service_has_forgotten_is_followed_by_a_new_one(call):
+    """As when a run is resumed after months, or with another identity."""
+
+    async def work(b):
+        caller = b.start("a")
+        await asyncio.sleep(5)
+        await b.crash(caller)
+        real = getattr(b.service, call)
+
+        async def forgetful(what, *more):
+            if what.endswith("ticket-1"):
+                raise TransferError("not found", transient=False)
+            return await real(what, *more)
+
+        setattr(b.service, call, forgetful)
+        assert await b.carry("a") == 10
+
+    bench = run(work)
+    ended = [(one.outcome, one.reason) for one in bench.log.over.values()]
+    assert ended == [("failed", "not found"), ("done", "")]
+
+
+def test_what_failed_for_an_earlier_process_is_tried_by_this_one():
+    async def work(b):
+        caller = b.start("a")
+        await asyncio.sleep(5)
+        await b.crash(caller)
+        b.service.failing["task-of-ticket-1"] = StorageFull("The disk was full.")
+        await asyncio.sleep(60)
+        assert await b.carry("a") == 10
+
+    bench = run(work)
+    assert bench.log.over["ticket-1"].reason == "The disk was full."
+    assert bench.log.over["ticket-2"].outcome == "done"
+
+
+def test_a_login_that_is_missing_for_good_leaves_the_ticket_alone():
+    async def work(b):
+        caller = b.start("a")
+        await asyncio.sleep(5)
+        await b.crash(caller)
+        b.service.troubles = [LoginError("half a client app", transient=False)]
+        with pytest.raises(LoginError):
+            await b.carry("a")
+        b.renew()
+        assert await b.carry("a") == 10
+
+    bench = run(work)
+    assert list(bench.log.noted) == ["ticket-1"]
+
+
+@pytest.mark.parametrize("after", [0.055, 5.0])
+def test_who_leaves_a_task_takes_nothing_from_the_others(after):
+    async def work(b):
+        leaving, staying = b.start("a"), b.start("b")
+        await asyncio.sleep(after)
+        leaving.cancel()
+        assert await staying == 10
+        await b.crash(leaving)
+        assert await b.carry("a") == 10
+        await b.queue.close(forget=True)
+
+    bench = run(work)
+    assert bench.places == [["a", "b"]]
+    assert [one.outcome for one in bench.log.over.values()] == ["done"]
 
 
 def test_a_noted_task_serves_all_its_places():
@@ -385,6 +473,36 @@ def test_without_a_log_a_task_ends_with_its_queue():
         await b.queue.close(forget=True)
 
     assert run(work).service.cancelled == ["task-of-ticket-1"]
+
+
+def test_at_the_end_of_a_run_what_nobody_wants_is_cancelled():
+    """That of an earlier process, too, though this one had nothing to move."""
+
+    async def work(b):
+        for place in "ab":
+            caller = b.start(place)
+            await asyncio.sleep(15)
+            await b.crash(caller)
+        await asyncio.sleep(5)
+        await b.queue.close(forget=True)
+
+    bench = run(work)
+    assert bench.service.cancelled == ["task-of-ticket-2"]
+    outcomes = [one.outcome for one in bench.log.over.values()]
+    assert outcomes == ["done", "cancelled"]
+
+
+def test_a_service_that_is_away_does_not_hold_up_the_end_of_a_run():
+    async def work(b):
+        caller = b.start("a")
+        await asyncio.sleep(5)
+        await b.crash(caller)
+        b.service.find = lambda ticket: asyncio.sleep(3600)
+        began = asyncio.get_running_loop().time()
+        await b.queue.close(forget=True)
+        assert asyncio.get_running_loop().time() - began <= FAREWELL_S
+
+    assert run(work).log.open()
 
 
 def test_progress_is_of_all_files_and_tells_what_ails():

@@ -106,6 +106,17 @@ def test_a_missing_consent_names_the_command():
     assert command in error.hint
 
 
+@pytest.mark.parametrize(
+    "code",
+    ["EndpointPermissionDenied", "ExternalError.DirListingFailed.LoginFailed"],
+)
+def test_a_collection_that_wants_a_session_names_the_command(code):
+    wanted = {"session_required_single_domain": ["anl.example"]}
+    error = refused(403, code, authorization_parameters=wanted)
+    assert type(error) is LoginError
+    assert "hansa login --session domain=anl.example" in error.hint
+
+
 def test_a_line_that_is_down():
     cause = ConnectionRefusedError("refused")
     down = globus_sdk.GlobusConnectionError("no way", cause)
