@@ -573,5 +573,5 @@ def test_any_order(name: str) -> None:
     rules = RULES[name]
     machine = type(name, (Federation,), {"strategy": name, "promises": rules})
     run_state_machine_as_test(
-        machine, settings=settings(max_examples=40, stateful_step_count=50)
+        machine, settings=settings(max_examples=25, stateful_step_count=50)
     )

@@ -76,6 +76,12 @@ def test_show_prints_what_is_registered(rest):
     assert data == {"function": F, "text": rest.text, "ours": False}
 
 
+def test_show_hides_nothing_of_a_strangers_text(rest):
+    rest.text = "import os  # \x1b[2K\u202e\r\n\tok = 'ü'\n"
+    shown = hansa("show", F).stdout
+    assert shown == "import os  # \\x1b[2K\\u202e\\r\n\tok = 'ü'\n"
+
+
 def test_check_tells_by_its_exit_code_whether_the_text_is_ours(rest):
     assert hansa("check", F).exit_code == 0
     rest.text = rest.text.replace("0", "1", 1)

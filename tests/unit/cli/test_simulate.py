@@ -32,6 +32,18 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return federation(tmp_path, SMALL)
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw nothing: pictures take far longer than these simulations."""
+    monkeypatch.setattr("hansa.report.plots.pictures", lambda *_: [])
+    monkeypatch.setattr("hansa.report.comparison_page.comparison_files", _no_files)
+
+
+def _no_files(*_: object) -> dict[str, bytes]:
+    return {"index.html": b""}
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_simulation_leaves_a_run_that_the_other_verbs_read(file: Path) -> None:
     told = hansa("simulate", file, "--target", "0.9")
     assert told.exit_code == 0
@@ -139,10 +151,13 @@ def test_a_comparison_looks_for_its_folder_before_it_begins(file: Path) -> None:
     assert "--out" in (told.value.hint or "")
 
 
-def test_a_comparison_without_training_has_times_and_costs(file: Path) -> None:
+def test_a_comparison_without_training_has_times_and_costs(
+    file: Path, request: pytest.FixtureRequest
+) -> None:
     told = hansa("compare", file, "simulation.training=none", "--jobs", "1",
                  "--seeds", "1", "--out", "bare")  # fmt: skip
     assert told.exit_code == 0, told.output
+    request.getfixturevalue("undrawn")  # once is enough
     assert "virtual time" in hansa(
         "compare", file, "simulation.training=none", "~simulation.compare.target",
         "--jobs", "1", "--seeds", "1", "--out", "bare",
@@ -150,6 +165,7 @@ def test_a_comparison_without_training_has_times_and_costs(file: Path) -> None:
     assert "Nothing is trained" in told.stdout
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_of_a_comparison_is_repeated_by_simulate(file: Path) -> None:
     hansa("compare", file, "--jobs", "1", "--seeds", "2", "--scenarios", "busy",
           "--modes", "published", "--strategies", "fedbuff", "--json")  # fmt: skip

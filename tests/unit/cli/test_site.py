@@ -181,6 +181,18 @@ def test_a_problem_is_shown_with_its_remedy(site, tmp_path):
     assert states["scheduler"] == "ok"
 
 
+def test_where_jobs_need_a_block_none_is_tried_from_the_login_node(site, tmp_path):
+    text = site.read_text()
+    assert "scheduler: local" in text
+    site.write_text(text.replace("scheduler: local", "scheduler: {type: block}"))
+    assert hansa("site", "check", "--site", site).exit_code == 0
+    result = hansa("site", "check", "--site", site, "--submit")
+    assert result.exit_code == 3
+    assert "trial job: problem: No job can be tried from here" in result.stdout
+    assert "hansa check FEDERATION.yaml --submit" in result.stdout
+    assert not list(tmp_path.glob("**/block/1"))
+
+
 def test_a_missing_site_file_is_a_sentence(tmp_path):
     with pytest.raises(SpecError, match="no file"):
         hansa("site", "check", "--site", tmp_path / "nowhere.yaml")

@@ -5,7 +5,7 @@ import json
 from typing import get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
@@ -24,6 +24,7 @@ def through_text(data: dict) -> dict:
 
 @pytest.mark.parametrize("kind", EVENTS, ids=lambda kind: kind.__name__)
 @given(data=st.data())
+@settings(max_examples=40)  # of each kind
 def test_events_round_trip(kind: type, data: st.DataObject) -> None:
     event = data.draw(st.from_type(kind).filter(_is_comparable))
     assert event_from_json(through_text(to_json(event))) == event
@@ -31,6 +32,7 @@ def test_events_round_trip(kind: type, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("kind", COMMANDS, ids=lambda kind: kind.__name__)
 @given(data=st.data())
+@settings(max_examples=40)  # of each kind
 def test_commands_round_trip(kind: type, data: st.DataObject) -> None:
     command = data.draw(st.from_type(kind).filter(_is_comparable))
     assert command_from_json(through_text(to_json(command))) == command
@@ -85,6 +87,7 @@ def test_a_missing_field_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", EVENTS + COMMANDS, ids=lambda kind: kind.__name__)
 @given(data=st.data())
+@settings(max_examples=40)  # of each kind
 def test_the_json_form_is_that_of_the_fields_as_declared(
     kind: type, data: st.DataObject
 ) -> None:

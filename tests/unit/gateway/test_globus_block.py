@@ -300,6 +300,31 @@ def test_a_job_that_runs_is_forgotten():
     assert town.block._jobs == {}
 
 
+def test_a_poll_that_hands_jobs_over_keeps_no_other_call_waiting():
+    town = Town()
+
+    async def work():
+        gate, submit = asyncio.Event(), town.service.submit
+
+        async def slow(*words):
+            await gate.wait()
+            return await submit(*words)
+
+        town.service.submit = slow
+        record = {"id": "1", "name": f"hansa.{RUN}.{KEY}", "state": "QUEUED"}
+        answer = {"jobs": {KEY: {"scheduler": {**record, "nodes": 1}}}}
+        poll = asyncio.create_task(town.block.follow(rpc.poll(RUN, [KEY]), answer))
+        await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            await town.block.follow(rpc.cancel(RUN, [KEY]), {"cancelled": []})
+        assert not poll.done()
+        gate.set()
+        await poll
+
+    asyncio.run(work())
+    assert town.handed == 1
+
+
 def test_an_answer_without_jobs_is_left_to_others():
     town = Town()
     for reply in ({}, {"jobs": None}, {"jobs": {KEY: None}}, {"jobs": {KEY: {}}}):

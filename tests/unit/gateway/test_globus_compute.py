@@ -211,6 +211,52 @@ def test_after_silence_a_late_answer_is_not_taken_for_the_next_one(rest):
     assert run(work) == {"facility": "there"}
 
 
+SUBMIT = rpc.submit("r", {"assignment": "train-0001-there-1"}, 1, {"nodes": 1})
+KEY = "train-0001-there-1.1"
+
+
+def test_to_cancel_what_may_still_be_submitted_is_to_refuse_it(rest):
+    """However the request to submit was lost: by silence, or as nobody waited."""
+    waiting, rest.outcome = rest.outcome, None
+
+    async def given_up(gateway):
+        with pytest.raises(GatewayError):
+            await gateway.call(SUBMIT, 30.0)
+
+    async def withdrawn(gateway):
+        task = asyncio.create_task(gateway.call(SUBMIT, 30.0))
+        await asyncio.sleep(5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    async def cancelled(gateway, key=KEY):
+        rest.outcome = waiting
+        await gateway.call(rpc.cancel("r", [key]), 30.0)
+        return rest.sent[-1]["request"].get("late")
+
+    for lose in (given_up, withdrawn):
+
+        async def work(gateway, lose=lose):
+            rest.outcome = None
+            await lose(gateway)
+            return await cancelled(gateway), await cancelled(gateway, f"{KEY}1")
+
+        late, other = run(work)
+        assert 30.0 + SLACK_S < late <= 30.0 + 2 * SLACK_S
+        assert other is None
+    assert rpc.parse_request(rest.sent[-2]["request"]).late == late
+
+
+def test_to_cancel_what_was_submitted_refuses_nothing(rest):
+    async def work(gateway):
+        await gateway.call(SUBMIT, 30.0)
+        await gateway.call(rpc.cancel("r", [KEY]), 30.0)
+
+    run(work)
+    assert rest.sent[-1]["request"] == rpc.cancel("r", [KEY])
+
+
 def test_a_login_that_ends_is_said_with_the_command(rest):
     async def work(gateway):
         await call(gateway)

@@ -65,14 +65,17 @@ def test_no_secret_reaches_the_program(function, agent, monkeypatch):
         "HF_TOKEN",
         "Db_Password",
         "WANDB_API_KEY",
+        "AZURE_STORAGE_KEY",
+        "SSH_PASSPHRASE",
     )
-    for name in (*secrets, "LD_LIBRARY_PATH"):
+    for name in (*secrets, "LD_LIBRARY_PATH", "SLURM_CONF", "KRB5CCNAME"):
         monkeypatch.setenv(name, f"value-of-{name}")
     there = agent("env > seen")
     function(REQUEST, timeout=30)
     seen = (there / "seen").read_text()
     assert not [name for name in secrets if name in seen]
-    assert "LD_LIBRARY_PATH=value-of" in seen
+    for name in ("LD_LIBRARY_PATH", "SLURM_CONF", "KRB5CCNAME"):
+        assert f"{name}=value-of-{name}" in seen
     assert "HANSA_SITE=/p/site.yaml" in seen
     assert os.environ["HF_TOKEN"]  # the endpoint's own stay
 
@@ -85,6 +88,13 @@ def test_a_program_that_takes_too_long_is_ended_with_its_children(function, agen
     assert time.monotonic() - began < 20
     child = int((there / "child").read_text())
     until(lambda: not psutil.pid_exists(child) or dead(child), 10)
+
+
+@pytest.mark.parametrize("endless", [float("nan"), float("inf"), 1e300])
+def test_nobody_can_ask_for_an_endless_time(function, agent, monkeypatch, endless):
+    monkeypatch.setitem(function.__globals__, "LONGEST_S", 0.2)
+    agent("exec sleep 600")
+    assert function(REQUEST, timeout=endless)["trouble"] == "slow"
 
 
 def test_a_program_that_will_not_go_is_killed(function, agent, monkeypatch):

@@ -1,11 +1,14 @@
-"""What a real endpoint refuses, and what it comes back from; everything on loopback."""
+"""What a real endpoint answers and refuses; everything on loopback.
+
+What a run outlives (a killed endpoint, a service that is away) is shown in
+``integration/test_globus.py``.
+"""
 
 import asyncio
 import sys
 
 import globus
 import pytest
-from runs import until
 from typer.testing import CliRunner
 
 from hansa.cli.app import app
@@ -28,6 +31,7 @@ class There:
     def __init__(self, root) -> None:
         self.root = root
         self.sandbox = globus.sandbox(root / "globus").start()
+        self.sandbox.faults.unlimited()
         with pytest.MonkeyPatch.context() as patch:
             self.enter(patch, self.sandbox.env)
             self.function, self.other = self.register(), self.register()
@@ -92,8 +96,11 @@ async def refused(gateway) -> GatewayError:
     return caught.value
 
 
-def test_no_secret_of_the_endpoint_reaches_the_site_agent(there):
-    assert there.run(probe) == "here"
+def test_many_calls_are_answered_at_once_and_no_secret_reaches_the_site_agent(there):
+    async def work(gateway):
+        return await asyncio.gather(*(probe(gateway) for _ in range(3)))
+
+    assert there.run(work) == ["here"] * 3
     seen = (there.root / "seen").read_text()
     assert "HANSA_SITE=" in seen
     for secret in ("not-for-a-task", "nor-this", "GLOBUS_"):
@@ -161,37 +168,3 @@ def test_the_text_is_compared_with_what_the_service_holds(there):
     another = rest.register("hansa_site_rpc", "def hansa_site_rpc(): ...", "x", None)
     rest.close()
     assert CliRunner().invoke(app, ["function", "check", another]).exit_code == 1
-
-
-def test_a_service_that_was_away_is_waited_for(there):
-    def polls():
-        return len(there.sandbox.requests("POST /v2/batch_status"))
-
-    async def work(gateway):
-        assert await probe(gateway) == "here"
-        before = polls()
-        asked = asyncio.create_task(probe(gateway))
-        await asyncio.to_thread(until, lambda: polls() > before)
-        await asyncio.to_thread(there.sandbox.away, 2.0)
-        return await asked
-
-    assert there.run(work) == "here"
-
-
-def test_a_user_endpoint_that_was_killed_comes_back_for_who_asks_again(there):
-    async def work(gateway):
-        assert await probe(gateway) == "here"
-        assert there.endpoint.kill_user_endpoints() > 0
-        errors = []
-        for _ in range(12):
-            try:
-                answer = await gateway.call(rpc.probe(), 20.0)
-            except GatewayError as error:
-                errors.append(error)
-                continue
-            return answer["facility"], errors
-        raise errors[-1]
-
-    facility, errors = there.run(work)
-    assert facility == "here"
-    assert all(error.transient for error in errors)

@@ -12,6 +12,7 @@ from hansa.gateway.globus_words import Said
 from hansa.site import rpc
 
 E, F = "e-id", "f-id"
+WHERE = "in `user_environment.yaml` of the endpoint's folder (for a block: in the"
 
 
 @pytest.mark.parametrize(
@@ -95,8 +96,13 @@ def test_the_agents_errors_come_under_their_own_class():
         (None, "not Hansa's", "hansa function check f-id", False),
         ({"stdout": 3}, "not Hansa's", "hansa function check f-id", False),
         (returned(trouble="expired", stderr="70"), "70 s after", "clock", True),
-        (returned(trouble="unset"), "site.yaml", "HANSA_SITE", False),
-        (returned(trouble="missing", stderr="h: no"), "h: no", "HANSA_PROGRAM", False),
+        (returned(trouble="unset"), "site.yaml", f"HANSA_SITE {WHERE}", False),
+        (
+            returned(trouble="missing", stderr="h: no"),
+            "h: no",
+            f"HANSA_PROGRAM {WHERE}",
+            False,
+        ),
         (returned(trouble="slow"), "took too long", "gateway.timeout", True),
         (returned("x", trouble="loud", code=-9), "too much", "site check", True),
         (returned("", "no such option", 2), "exit code 2", "site check", False),

@@ -9,12 +9,11 @@ from paper_facility import RUN
 from hansa.core.errors import SpecError, TransferError, UsageError
 from hansa.core.files import FileRecord
 from hansa.core.retry import RetryPolicy
-from hansa.mover.s3_pieces import cut
+from hansa.mover.s3_directory import cut
 from hansa.site import rpc
-from hansa.site.exchange_board import Board
-from hansa.site.exchange_http import LineFault, Refusal, Unusable
+from hansa.site.exchange_http import LineFault, NotThere, Refusal, Unusable
 from hansa.site.exchange_notes import NOTHING, Notes, Status, Task, Tries
-from hansa.site.exchange_worker import Worker
+from hansa.site.exchange_worker import Board, Worker
 from hansa.spec import load_site
 
 MIB = 1 << 20
@@ -206,7 +205,7 @@ def test_without_urls_the_process_leaves_and_tells_what_it_wants(tmp_path, notes
 
 def test_a_line_that_is_down_is_told_in_the_end(tmp_path, notes, monkeypatch):
     quick = RetryPolicy(attempts=2, first=0.01)
-    monkeypatch.setattr("hansa.site.exchange_board._RETRY", quick)
+    monkeypatch.setattr("hansa.site.exchange_worker._RETRY", quick)
     notes.begin(make_task(tmp_path, **{"manifest.json": b"{}"}))
     notes.supply({0: "/x?SECRET"}, 600.0)
     Worker(notes).run()
@@ -253,6 +252,121 @@ def test_tries_and_tasks_are_read_as_they_were_written(tmp_path, notes):
         assert path.stat().st_mode & 0o077 == 0
 
 
+class Side:
+    """A side whose line does what a test says, piece by piece."""
+
+    def __init__(self, *does):
+        self.does = list(does)
+        self.carried = []
+
+    def prepare(self, board):
+        del board
+        return False
+
+    def carry(self, piece, target, board):
+        self.carried.append((piece.number, target))
+        what = self.does.pop(0) if self.does else piece.length
+        if isinstance(what, Exception):
+            raise what
+        board.advance(piece, what)
+        if what < piece.length:
+            raise LineFault("it broke")
+
+    def complete(self, name):
+        pass
+
+    def settle(self):
+        pass
+
+    def make_room(self):
+        pass
+
+
+@pytest.fixture
+def work(tmp_path, notes, monkeypatch):
+    """Have one thread carry three pieces; return the status in the end."""
+    monkeypatch.setattr("hansa.site.exchange_worker._THREADS", 1)
+    quick = RetryPolicy(attempts=3, first=0.001)
+    monkeypatch.setattr("hansa.site.exchange_worker._RETRY", quick)
+
+    def carry(*does, supply=None):
+        notes.begin(make_task(tmp_path, **{"a": bytes(MIB + 1), "b": b"x"}))
+        notes.supply({n: f"/{n}" for n in range(3)}, 600.0)
+        worker = Worker(notes, patience=0.3)
+        worker._side = side = Side(*does)
+        if supply is not None:
+            give_up = Board.stumble
+
+            def stumble(board, piece, fault):
+                give_up(board, piece, fault)
+                board.supply({piece.number: (supply, 1e12)})
+
+            monkeypatch.setattr(Board, "stumble", stumble)
+        worker.run()
+        return notes.status(), side.carried
+
+    return carry
+
+
+def test_all_pieces_are_carried_once(work):
+    status, carried = work()
+    assert status.state == "done"
+    assert status.moved == MIB + 2
+    assert status.ready == 3
+    assert carried == [(0, "/0"), (1, "/1"), (2, "/2")]
+
+
+def test_a_refused_url_is_not_used_again(work, notes):
+    status, carried = work(Refusal("the host answers 403"))
+    assert (status.state, status.wants) == ("left", (0,))
+    assert carried == [(0, "/0")]
+    assert not (notes.path / "urls.json").exists()
+
+
+def test_the_third_refusal_ends_it(work):
+    refusals = [Refusal("the host answers 403") for _ in range(3)]
+    status, carried = work(*refusals, supply="/fresh")
+    assert carried == [(0, "/0"), (0, "/fresh"), (0, "/fresh")]
+    assert status.state == "failed"
+    assert "answers 403" in status.error["message"]
+    assert not status.error["transient"]
+
+
+def test_faults_are_tried_again_a_few_times(work):
+    status, carried = work(*[LineFault("it broke") for _ in range(3)])
+    assert len(carried) == 3
+    assert status.state == "failed"
+    assert status.error["transient"]
+    assert status.faults == 3
+
+
+def test_faults_count_anew_when_something_came(work):
+    broke = [LineFault("it broke"), LineFault("it broke")]
+    status, _ = work(*broke, 1, *broke[:1], 1, *broke[:1])
+    assert status.state == "done"
+    assert status.faults == 6
+
+
+def test_what_no_other_try_mends_ends_it_at_once(work):
+    status, carried = work(Unusable("the certificate is wrong"))
+    assert len(carried) == 1
+    assert not status.error["transient"]
+
+
+def test_damage_is_told_by_file_and_the_others_go_on(work):
+    status, carried = work(NotThere("it is gone"))
+    assert status.state == "failed"
+    assert status.damaged == ("a",)
+    assert "a is not in the bucket: it is gone" in status.error["message"]
+    assert [number for number, _ in carried] == [0, 2]
+
+
+def test_a_surprise_is_told_without_its_text(work, notes, capfd):
+    status, _ = work(ValueError("https://host/x?SECRET"))
+    assert "failed: ValueError" in status.error["message"]
+    assert "SECRET" not in json.dumps(status.error) + "".join(capfd.readouterr())
+
+
 # --- the board ------------------------------------------------------------------------
 
 PIECES = cut({"a": FileRecord(bytes=3 * MIB, sha256="0" * 64)}, MIB)
@@ -262,72 +376,24 @@ def board(**have):
     return Board(PIECES, Status(state="moving", have=have))
 
 
-def test_a_url_that_has_ended_is_wanted_again_and_not_used(monkeypatch):
+def test_a_url_that_has_ended_is_wanted_again_and_not_used():
     made = board()
     assert made.status().wants == (0, 1, 2)
     made.supply({0: ("/old", 1.0), 1: ("/good", 1e12)})
     assert made.status().wants == (0, 2)
-    assert made.take() == (PIECES[1], "/good")
+    assert made.begin(PIECES[1]) == "/good"
 
 
 def test_what_is_there_is_not_done_again():
     made = board(**{"0": MIB, "2": MIB})
-    made.supply({n: (f"/{n}", 1e12) for n in range(3)})
     assert made.status().ready == 1
-    assert made.take() == (PIECES[1], "/1")
-    made.advance(PIECES[1], MIB)
-    made.put_back(PIECES[1])
+    assert made.take() == PIECES[1]
     assert made.take() is None
+    made.advance(PIECES[1], MIB)
+    assert not made.whole("a")  # somebody is still about it
+    assert made.put_back(PIECES[1])
     assert made.status().ready == 3
     assert made.whole("a")
-
-
-def test_a_refused_url_is_dropped_and_the_third_ends_it():
-    made = board()
-    for tries in range(3):
-        assert 0 in made.status().wants
-        made.supply({0: (f"/{tries}", 1e12)})
-        piece, _ = made.take()
-        made.stumble(piece, Refusal("the host answers 403"))
-        made.put_back(piece)
-    assert made.take() is None
-    made.finish()
-    status = made.status()
-    assert status.state == "failed"
-    assert "answers 403" in status.error["message"]
-    assert not status.error["transient"]
-
-
-def test_faults_are_tried_again_a_few_times():
-    made = board()
-    for _ in range(7):
-        made.stumble(PIECES[0], LineFault("it broke"))
-    assert made.sound
-    made.advance(PIECES[0], 1)  # something came: it counts anew
-    for _ in range(7):
-        made.stumble(PIECES[0], LineFault("it broke"))
-    assert made.sound
-    made.stumble(PIECES[0], LineFault("it broke"))
-    assert not made.sound
-    made.finish()
-    assert made.status().error["transient"]
-    assert made.status().faults == 15
-
-
-def test_what_no_other_try_mends_ends_it_at_once():
-    made = board()
-    made.stumble(PIECES[0], Unusable("the certificate is wrong"))
-    assert not made.sound
-
-
-def test_damage_is_told_by_file_and_the_others_go_on():
-    files = {name: FileRecord(bytes=1, sha256="0" * 64) for name in "ab"}
-    made = Board(cut(files, MIB), NOTHING)
-    made.spoil("a", TransferError("it is damaged"))
-    assert made.status().wants == (1,)
-    made.finish()
-    assert made.status().damaged == ("a",)
-    assert made.status().error["message"] == "it is damaged"
 
 
 def test_pieces_are_bounded():

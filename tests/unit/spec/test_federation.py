@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -480,6 +480,7 @@ NAMES = st.text("abcdefgh0123456789", min_size=1, max_size=8)
     source=st.text(st.characters(exclude_categories=["Cs"])),
     facilities=st.lists(NAMES, min_size=1, max_size=3, unique=True),
 )
+@settings(max_examples=40)
 def test_any_plan_survives_its_lock(
     name: str,
     seed: int,
