@@ -15,7 +15,7 @@ sandbox: $(VENV)/dev.stamp $(VENV)/globus-endpoint.stamp  ## four facilities beh
 	PYTHONPATH=tests $(BIN)/python -m sandbox build/sandbox
 
 test: lint $(VENV)/globus-endpoint.stamp  ## everything that CI runs
-	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n 3 --dist worksteal --cov --cov-report=term:skip-covered
 	$(BIN)/python -m coverage report --fail-under=90 \
 	  --include='*/hansa/core/*,*/hansa/strategy/*,*/hansa/journal/*,*/hansa/coordinator/*'
 

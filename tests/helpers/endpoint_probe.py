@@ -1,7 +1,9 @@
-"""Loads an endpoint's folder as globus-compute-endpoint does, and runs tasks in it.
+"""Loads endpoints' folders as globus-compute-endpoint does, and runs tasks in them.
 
-Runs with the Python of the endpoint's own environment, which has no Hansa:
-``python endpoint_probe.py FOLDER < {"settings": ..., "tasks": ...}``; JSON comes out.
+Runs with the Python of the endpoint's own environment, which has no Hansa; that takes
+a second to start, so one process answers many questions:
+``python endpoint_probe.py < [{"folder": ..., "settings": ..., "tasks": ...}, ...]``;
+a JSON list comes out.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ from globus_compute_endpoint.engines.base import GCFuture
 from globus_compute_sdk.serialize.utils import pack_buffers
 
 
-def main(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    """Return how the folder is understood, and what came of the tasks."""
+def look(asked: dict[str, Any]) -> dict[str, Any]:
+    """Return how one folder is understood, and what came of the tasks."""
+    folder = Path(asked["folder"])
     core = utils.get_config(folder)
     told: dict[str, Any] = {
         "kind": type(core).__name__,
@@ -136,5 +139,4 @@ class _Text:
 
 
 if __name__ == "__main__":
-    request = json.loads(sys.stdin.read() or "{}")
-    sys.stdout.write(json.dumps(main(Path(sys.argv[1]), request)))
+    sys.stdout.write(json.dumps([look(one) for one in json.loads(sys.stdin.read())]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -100,6 +101,14 @@ class Bench:
 
     def data(self, *args: str, code: int = 0) -> Any:
         return json.loads(self.hansa(*args, "--json", code=code))["data"]
+
+    def end(self) -> None:
+        """End what was started here and still runs."""
+        for process in self.processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+        end_queues(self.root)
 
     def journal(self, run: str = "r") -> list[dict[str, Any]]:
         path = self.root / "runs" / run / "journal.jsonl"

@@ -110,29 +110,34 @@ def federate(
     (bench.root / "federation.yaml").write_text(json.dumps(plan, indent=1))
 
 
-def check_accounts(bench: Bench, names: Iterable[str], rounds: int) -> None:
+def check_accounts(
+    bench: Bench, names: Iterable[str], rounds: int, run: str = "r"
+) -> None:
     """Check that every update arrived once and was used once, and that replay agrees.
 
     Args:
-        bench: Where the run ``r`` is.
+        bench: Where the run is.
         names: The facilities, all of which take part in every round.
         rounds: Number of global versions.
+        run: Id of the run.
     """
     expected = {f"train-{r + 1:04}-{name}-1" for r in range(rounds) for name in names}
-    arrived = Counter(event["assignment"] for event in bench.events("UpdateArrived"))
+    events = bench.events("UpdateArrived", run)
+    arrived = Counter(event["assignment"] for event in events)
     used = Counter(
         term["ref"].removeprefix("update/")
-        for event in bench.events("VersionPublished")
+        for event in bench.events("VersionPublished", run)
         for term in event["terms"]
         if term["ref"].startswith("update/")
     )
     assert arrived == used == Counter(expected)
     queued = Counter(
-        (event["assignment"], event["number"]) for event in bench.events("JobQueued")
+        (event["assignment"], event["number"])
+        for event in bench.events("JobQueued", run)
     )
     assert set(queued.values()) == {1}
-    assert not bench.events("AssignmentFailed")
-    assert bench.data("replay", "r")["same"]
+    assert not bench.events("AssignmentFailed", run)
+    assert bench.data("replay", run)["same"]
 
 
 def batch_jobs(bench: Bench, name: str) -> list[dict[str, Any]]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from ports import block
-from runs import Bench, end_queues
+from runs import Bench
 from slurm import Cluster, require_slurm
 from towns import Clusters
 
@@ -19,11 +17,7 @@ from towns import Clusters
 def bench(tmp_path: Path) -> Iterator[Bench]:
     made = Bench(tmp_path)
     yield made
-    for process in made.processes:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-    end_queues(tmp_path)
+    made.end()
 
 
 @pytest.fixture
