@@ -1,22 +1,25 @@
-"""What every gateway must do. A new one is one more entry of GATEWAYS."""
+"""What every gateway must do. A new one is one more entry of GATEWAYS.
+
+Over real endpoints of Globus Compute see ``unit/gateway/test_globus_real.py``.
+"""
 
 import asyncio
 import json
 import shlex
 import sys
 import time
+import uuid
 from pathlib import Path
 
-import globus
 import pytest
 import sshd
+from compute_here import ComputeHere
 from pydantic import BaseModel, ValidationError
 from runs import until
-from typer.testing import CliRunner
 
-from hansa.cli.app import app
 from hansa.core import plugins
 from hansa.core.errors import GatewayError, PolicyError, UsageError
+from hansa.gateway import globus_service
 from hansa.site import rpc
 from hansa.site.agent import Agent
 
@@ -73,52 +76,29 @@ class Ssh:
 
 
 class Globus:
-    """The site agent behind a real endpoint; another program of it pretends."""
+    """The site agent behind the registered function; another program pretends."""
 
     def __init__(self, root, monkeypatch, lines) -> None:
-        self.there = lines.globus()
-        for name, value in self.there.env.items():
-            monkeypatch.setenv(name, value)
-        self.options = self.there.options
-        self.hansa = f"exec {sys.executable} -m hansa.cli"
-        site = shlex.quote(str(root / "site.yaml"))
-        self.there.program.write_text(f'HANSA_SITE={site} {self.hansa} "$@"\n')
+        here = ComputeHere()
+        monkeypatch.setattr(globus_service, "GlobusRest", lambda: here)
+        self.program = root / "hansa.sh"
+        self.program.write_text(f'exec {sys.executable} -m hansa.cli "$@"\n')
+        monkeypatch.setenv("HANSA_PROGRAM", f"sh {self.program}")
+        monkeypatch.setenv("HANSA_SITE", str(root / "site.yaml"))
+        self.options = {"endpoint": str(uuid.uuid4()), "function": str(uuid.uuid4())}
 
     def pretend(self, reply) -> None:
         answer = shlex.quote(json.dumps(reply))
-        self.there.program.write_text(f"echo 'A module was loaded.'; echo {answer}\n")
+        self.program.write_text(f"echo 'A module was loaded.'; echo {answer}\n")
 
     def hang(self, gate) -> None:
-        real = self.there.program.read_text()
+        real = self.program.read_text()
         wait = f"while ! [ -e {gate} ]; do sleep 0.05; done"
-        self.there.program.write_text(f"{wait}\n{real}")
+        self.program.write_text(f"{wait}\n{real}")
 
 
 GATEWAYS = {"globus_compute": Globus, "local": Local, "ssh": Ssh}
 """How a gateway reaches the facility whose site.yaml lies in a folder."""
-
-
-class Compute:
-    """Globus on this machine, with one endpoint whose program can be changed."""
-
-    def __init__(self, root: Path) -> None:
-        self.program = root / "hansa.sh"
-        self.program.write_text("echo {}\n")
-        self.sandbox = globus.sandbox(root / "globus").start()
-        self.env = self.sandbox.env
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in self.env.items():
-                patch.setenv(name, value)
-            made = CliRunner().invoke(app, ["function", "register"])
-        function = made.stdout.strip()
-        program = {"HANSA_PROGRAM": f"sh {self.program}"}
-        endpoint = self.sandbox.add_endpoint(
-            "here",
-            functions=[function],
-            site=root / "the-facilitys-own.yaml",
-            environment=program,
-        )
-        self.options = {"endpoint": endpoint.id, "function": function}
 
 
 class Lines:
@@ -127,7 +107,6 @@ class Lines:
     def __init__(self, folder) -> None:
         self._folder = folder
         self._sshd: sshd.Sshd | None = None
-        self._globus: Compute | None = None
 
     def ssh(self):
         if self._sshd is None:
@@ -136,16 +115,9 @@ class Lines:
             self._sshd.start()
         return self._sshd.options
 
-    def globus(self) -> Compute:
-        if self._globus is None:
-            self._globus = Compute(self._folder("compute"))
-        return self._globus
-
     def stop(self) -> None:
         if self._sshd is not None:
             self._sshd.stop()
-        if self._globus is not None:
-            self._globus.sandbox.stop()
 
 
 class Bench:
@@ -177,21 +149,13 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory):
-    """Share one sshd and one Globus among all tests here."""
+    """Share one sshd among all tests here."""
     made = Lines(tmp_path_factory.mktemp)
     yield made
     made.stop()
 
 
-SLOW = ("globus_compute",)
-
-
-def _parameter(name: str):
-    marks = [pytest.mark.integration, pytest.mark.timeout(300)] if name in SLOW else []
-    return pytest.param(name, marks=marks)
-
-
-@pytest.fixture(params=map(_parameter, sorted(GATEWAYS)))
+@pytest.fixture(params=sorted(GATEWAYS))
 def bench(request, tmp_path, monkeypatch, lines):
     return Bench(request.param, tmp_path, monkeypatch, lines)
 
@@ -227,10 +191,10 @@ def test_a_request_is_answered(bench):
 
 def test_one_gateway_serves_many_calls_at_once(bench):
     async def work(gateway):
-        calls = [gateway.call(rpc.probe(), 30.0) for _ in range(5)]
+        calls = [gateway.call(rpc.probe(), 30.0) for _ in range(3)]
         return await asyncio.gather(*calls)
 
-    assert [data["facility"] for data in bench.run(work)] == ["here"] * 5
+    assert [data["facility"] for data in bench.run(work)] == ["here"] * 3
 
 
 def test_the_agents_errors_come_under_their_own_class(bench):

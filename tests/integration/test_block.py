@@ -1,7 +1,7 @@
 """A facility where nobody may submit: its jobs run in a block that an endpoint holds.
 
 Real endpoints of Globus Compute, in the sandbox; the block is a job of a real Slurm.
-Its template is what `hansa site globus-endpoint --block` writes.
+Both folders are what `hansa site globus-endpoint` writes.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ from __future__ import annotations
 import json
 import re
 import signal
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from globus import Sandbox, need_globus, sandbox
+from ports import block
 from runs import Bench, until
-from slurm import Cluster
-from towns import Clusters, Town, check_accounts, federate
+from slurm import Cluster, require_slurm
+from towns import Town, check_accounts, federate
 
-from hansa.site.endpoint.block import COMPUTE, MPI, Block
-from hansa.site.endpoint.kit import TEMPLATE, Endpoint, endpoint_files
 from sandbox import endpoints
+from sandbox.endpoints import Endpoint
 from sandbox.processes import kill
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
@@ -32,86 +32,77 @@ NAME = "danzig"
 NODES = 2
 LONG = 20_000
 """Steps that take some seconds: time enough for trouble."""
-MPI_SRUN = (
+SRUN = (
     "srun --nodes={nodes} --ntasks={ranks} --ntasks-per-node={ranks_per_node} "
     "--nodelist=$PARSL_MPI_NODELIST"
 )
 
 
-@pytest.fixture
-def globus(tmp_path: Path, clusters: Clusters) -> Iterator[Sandbox]:
-    need_globus()
-    with sandbox(tmp_path / "globus") as made:
-        yield made
-
-
 @dataclass
 class Place:
-    """The facility with its two endpoints, and whoever experiments with it."""
+    """The facility with its endpoints, and whoever experiments with it.
+
+    Attributes:
+        bench: Where runs are started.
+        globus: The service.
+        cluster: Its batch system.
+        function: Id of Hansa's function.
+        front: The endpoint on the login node.
+        behind: The endpoint that holds the block.
+    """
 
     bench: Bench
     globus: Sandbox
     cluster: Cluster
+    function: str = ""
+    front: Endpoint | None = None
+    behind: list[Endpoint] = field(default_factory=list)
 
-    def build(
-        self,
-        engine: str,
-        launch: str = "",
-        steps: int = 20,
-        rounds: int = 2,
-        template: Callable[[str], str] = str,
-    ) -> None:
-        """Register the function, start the endpoints, write the federation."""
-        self.bench.environment.update(self.globus.env)
-        function = self.bench.data("function", "register")["function"]
-        site = self.bench.root / f"{NAME}.yaml"
-        front = self.globus.add_endpoint("front", functions=[function], site=site)
-        behind = self.globus.add_endpoint(
-            "behind",
-            functions=[function],
-            environment={"SLURM_CONF": str(self.cluster.conf)},
-            template=template(self._template(engine, site)),
-        )
-        gateway = {
+    def build(self, engine: str, launch: str = "", steps: int = 20) -> None:
+        """Write the federation and have both endpoints."""
+        self.federate("", engine, launch, steps)
+        if self.front is None:
+            site = self.bench.root / f"{NAME}.yaml"
+            self.function = self.bench.data("function", "register")["function"]
+            self.front = self.globus.add_facility("front", site, self.function)
+        behind = self.globus.new_endpoint(f"behind-{len(self.behind)}")
+        self.behind.append(behind)
+        self.write_block(behind, engine)
+        behind.start()
+        self.federate(behind.id, engine, launch, steps)
+
+    def federate(self, behind: str, engine: str, launch: str, steps: int) -> None:
+        gateway: dict[str, Any] = {
             "type": "globus_compute",
-            "endpoint": front.id,
-            "function": function,
-            "every": "1s",
-            "block": {"endpoint": behind.id, "nodes": NODES, "engine": engine},
+            "endpoint": self.front.id if self.front else "",
+            "function": self.function,
+            "every": "5s",  # each poll costs a second of this machine's time
+            "block": {"endpoint": behind, "nodes": NODES, "engine": engine},
         }
-        job = {"nodes": NODES if launch else 1, "time": "0:05:00"}
         town = Town(
             scheduler={"type": "block", "nodes": NODES, "stale": "10s"},
             launch=launch,
-            job=job,
+            job={"nodes": NODES if launch else 1, "time": "0:05:00"},
             steps=steps,
             plan={"gateway": gateway},
         )
-        federate(self.bench, {NAME: town}, rounds=rounds)
+        federate(self.bench, {NAME: town}, rounds=1)
 
-    def _template(self, engine: str, site: Path) -> str:
-        program = endpoints.program()
-        assert program is not None
-        files = endpoint_files(
-            Endpoint(
-                folder=self.bench.root / "behind",
-                facility=NAME,
-                function="0" * 8,
-                program=program,
-                hansa=Path(sys.executable).with_name("hansa"),
-                site=site,
-                commands=(Path(self.cluster.run("which", "sbatch").strip()).parent,),
-                variables={"SLURM_CONF": str(self.cluster.conf)},
-                block=Block(
-                    engine=engine, batch="slurm", options={}, nodes=NODES, time=1800
-                ),
-            )
-        )
+    def write_block(self, behind: Endpoint, engine: str) -> None:
+        environment = self.bench.environment
+        self.bench.environment = {**environment, "SLURM_CONF": str(self.cluster.conf)}
+        words = ["--site", f"{NAME}.yaml", "--function", self.function]
+        words += ["--program", str(endpoints.program()), "-o", str(behind.folder)]
+        words += ["--block", "--engine", engine, "--time", "30m", "--queue", "debug"]
+        self.bench.hansa("site", "globus-endpoint", *words)
+        self.bench.environment = environment
         # How often it looks whether there is work: too rarely for a test.
+        template = behind.folder / "user_config_template.yaml.j2"
         period = r"strategy_period: \d+\.\d"
-        text, count = re.subn(period, "strategy_period: 0.5", files[TEMPLATE])
+        text, count = re.subn(period, "strategy_period: 0.5", template.read_text())
         assert count == 1
-        return text
+        template.write_text(text)
+        behind.settle()
 
     def blocks(self) -> list[str]:
         """Return the ids of the Slurm jobs that are blocks and not over."""
@@ -121,8 +112,16 @@ class Place:
         """End all that runs in a block with -9, as if its nodes had lost power."""
         kill([one for one in psutil.process_iter() if block_of(one, self) == block])
 
-    def job(self, key: str) -> Path:
-        return self.bench.root / f"mailboxes/{NAME}/r/jobs/{key}"
+    def clear(self) -> None:
+        """Give all nodes back."""
+        for behind in self.behind:
+            behind.kill()
+        for held in self.blocks():
+            self.cluster.run("scancel", held)
+        until(lambda: not self.blocks(), 60)
+
+    def job(self, run: str, key: str) -> Path:
+        return self.bench.root / f"mailboxes/{NAME}/{run}/jobs/{key}"
 
 
 def block_of(process: psutil.Process, place: Place) -> str:
@@ -135,70 +134,83 @@ def block_of(process: psutil.Process, place: Place) -> str:
     return said.get("SLURM_JOB_ID", "") if ours else ""
 
 
-@pytest.fixture
-def place(bench: Bench, globus: Sandbox, clusters: Clusters) -> Place:
-    (cluster,) = clusters(NAME, nodes=NODES).values()
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """One sandbox and one cluster for all tests: each takes seconds to start."""
+    need_globus()
+    require_slurm()
+    bench = Bench(tmp_path_factory.mktemp("block"))
     bench.without_pictures()
-    return Place(bench, globus, cluster)
+    (bench.root / "slurm").mkdir()
+    with (
+        sandbox(bench.root / "globus") as globus,
+        Cluster(bench.root / "slurm", NAME, block(12 + NODES), NODES, 2) as cluster,
+    ):
+        bench.environment.update(globus.env)
+        globus.faults.unlimited()
+        yield Place(bench, globus, cluster)
+        bench.end()
 
 
-def test_a_federation_trains_in_a_block(place: Place) -> None:
-    place.build(COMPUTE)
-    summary = place.bench.data("run", "federation.yaml", "--id", "r")
-    assert summary["outcome"] == "done"
-    check_accounts(place.bench, [NAME], rounds=2)
-    (figures,) = summary["facilities"].values()
-    assert figures["node_hours"] > 0
-    assert figures["queue_wait_s"] > 0
-    assert len(place.blocks()) == 1  # the same for all jobs; not yet given back
+@pytest.fixture
+def place(whole: Place) -> Iterator[Place]:
+    yield whole
+    whole.clear()
 
 
-def test_an_mpi_engine_says_where_the_ranks_go(place: Place) -> None:
-    place.build(MPI, launch=MPI_SRUN)
-    place.bench.hansa("run", "federation.yaml", "--id", "r")
-    check_accounts(place.bench, [NAME], rounds=2)
-    folder = place.job(f"train-0001-{NAME}-1.1")
-    present = [json.loads(path.read_text()) for path in folder.glob("ranks/*/*.json")]
-    assert {one["host"] for one in present} == set(place.cluster.node_names)
+def test_a_federation_trains_in_blocks_and_outlives_one(place: Place) -> None:
+    place.build("GlobusComputeEngine", steps=LONG)
+    bench, key = place.bench, f"train-0001-{NAME}-1"
+    run = bench.start("run", "federation.yaml", "--id", "r", "--json")
+    until(lambda: bench.events("JobQueued"), 100)
+    # Beside it somebody takes the endpoint of the login node for that of the block.
+    assert place.front is not None
+    plan = json.loads((bench.root / "federation.yaml").read_text())
+    gateway = plan["facilities"][NAME]["gateway"]
+    gateway["block"]["endpoint"], gateway["every"] = place.front.id, "15s"
+    (bench.root / "wrong.yaml").write_text(json.dumps(plan))
+    wrong = bench.start("run", "wrong.yaml", "--id", "wrong")
 
-
-def test_a_job_goes_on_in_the_next_block_when_its_block_is_gone(place: Place) -> None:
-    place.build(COMPUTE, steps=LONG, rounds=1)
-    run = place.bench.start("run", "federation.yaml", "--id", "r")
-    key = f"train-0001-{NAME}-1"
-    until(lambda: checkpoints(place.job(f"{key}.1")), 200)
+    until(lambda: checkpoints(place.job("r", f"{key}.1")), 200)
     (block,) = place.blocks()
+    asked = place.cluster.run("squeue", "--noheader", "--format=%P %D %l %T").split()
+    assert asked == ["debug", str(NODES), "30:00", "RUNNING"]
     place.kill(block)
     out, err = run.communicate(timeout=300)
     assert run.returncode == 0, f"{out}\n{err}"
+
+    check_accounts(bench, [NAME], rounds=1)
     ended = {
         (event["assignment"], event["number"]): event["state"]
-        for event in place.bench.events("JobEnded")
+        for event in bench.events("JobEnded")
     }
     assert (ended[key, 1], ended[key, 2]) == ("NODE_FAIL", "DONE")
-    (arrived,) = place.bench.events("UpdateArrived")
+    (arrived,) = bench.events("UpdateArrived")
     assert (arrived["assignment"], arrived["steps"]) == (key, LONG)
-    log = (place.job(f"{key}.2") / "log.txt").read_text()
+    log = (place.job("r", f"{key}.2") / "log.txt").read_text()
     (resumed,) = re.findall(r"Going on from .*, step (\d+)", log)
     assert 0 < int(resumed) < LONG
+    (figures,) = json.loads(out)["data"]["facilities"].values()
+    assert figures["node_hours"] > 0
+    assert figures["queue_wait_s"] > 0
+    (other,) = place.blocks()  # the same for all jobs that followed; not yet given back
+    assert other != block
+
+    # What was wrong there is told where people look; on a login node nothing has run.
+    live = bench.root / "runs/wrong/live.json"
+    until(lambda: live.exists() and "HANSA_BLOCK does not" in live.read_text(), 100)
+    assert not list(place.job("wrong", f"{key}.1").glob("*"))
+    wrong.send_signal(signal.SIGINT)
+    wrong.communicate(timeout=100)
 
 
-def test_an_endpoint_that_holds_no_block_is_told_where_people_look(
-    place: Place,
-) -> None:
-    """The block's template lacks what makes it one; nothing runs on a login node."""
-    place.build(COMPUTE, template=no_block)
-    run = place.bench.start("run", "federation.yaml", "--id", "r")
-
-    live = place.bench.root / "runs/r/live.json"
-    until(lambda: live.exists() and "HANSA_BLOCK does not" in live.read_text(), 200)
-    assert not list(place.job(f"train-0001-{NAME}-1.1").glob("*"))
-    run.send_signal(signal.SIGINT)
-    run.communicate(timeout=100)
-
-
-def no_block(template: str) -> str:
-    return template.replace("export HANSA_BLOCK=", "export NO_BLOCK=")
+def test_an_mpi_engine_says_where_the_ranks_go(place: Place) -> None:
+    place.build("GlobusMPIEngine", launch=SRUN)
+    place.bench.hansa("run", "federation.yaml", "--id", "mpi")
+    check_accounts(place.bench, [NAME], rounds=1, run="mpi")
+    folder = place.job("mpi", f"train-0001-{NAME}-1.1")
+    present = [json.loads(path.read_text()) for path in folder.glob("ranks/*/*.json")]
+    assert {one["host"] for one in present} == set(place.cluster.node_names)
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -83,17 +83,20 @@ def test_a_run_over_a_bucket_outlives_its_troubles(
         assert secret not in journal + bench.stderr
 
 
-def test_a_killed_run_goes_on_and_leaves_nothing_in_the_bucket(
-    bench: Bench, service: Service
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_run_goes_on_and_leaves_nothing_in_the_bucket(
+    bench: Bench, service: Service, how: signal.Signals
 ) -> None:
     write(bench, service, service.host)
     run = bench.start("run", "federation.yaml", "--id", "r")
     until(lambda: service.delivered() and service.objects(), 120)
-    run.kill()
+    run.send_signal(how)
     run.communicate()
+    assert service.objects()
     summary = bench.data("run", "--resume", "r")
     assert summary["outcome"] == "done"
     assert len(summary["versions"]) == 4
+    assert set(service.uploads().values()) == {1}
     assert service.objects() == {}
 
 

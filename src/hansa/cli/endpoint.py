@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
+from hansa.cli.options import SITE
 from hansa.cli.output import say
-from hansa.cli.site import SITE
 
 if TYPE_CHECKING:
     from hansa.site.endpoint.block import Block

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from hansa.cli.check import SUBMIT, WAIT, patience, progress, show
-from hansa.cli.options import JSON
+from hansa.cli.endpoint import globus_endpoint
+from hansa.cli.options import JSON, SITE
 from hansa.cli.output import say
 
 if TYPE_CHECKING:
@@ -19,18 +20,9 @@ if TYPE_CHECKING:
     from hansa.coordinator.preflight import Trials, Watch
     from hansa.spec.profiles import Profile
 
-SITE = typer.Option(
-    Path("site.yaml"),
-    "--site",
-    envvar="HANSA_SITE",
-    help="The facility's site.yaml.",
-)
-
 
 def register(app: typer.Typer) -> None:
     """Add this file's verbs."""
-    from hansa.cli.endpoint import globus_endpoint
-
     group = typer.Typer(no_args_is_help=True, help="Run at a facility.")
     group.command()(init)
     group.command()(check)
@@ -206,6 +198,7 @@ async def _look(
 ) -> FacilityCheck:
     from hansa.coordinator import preflight, trial
     from hansa.coordinator.findings import FacilityCheck
+    from hansa.core.remarks import PROBLEM
     from hansa.gateway.local import LocalGateway, LocalOptions
 
     found = FacilityCheck(name)
@@ -215,7 +208,16 @@ async def _look(
         if not await preflight.ask_health(gateway, found):
             return found
         preflight.tell_space(found)
-        if trials is not None:
+        if trials is not None and found.probe.get("scheduler") == "block":
+            found.add(
+                "trial job",
+                PROBLEM,
+                "No job can be tried from here: jobs run in a block of nodes, which an "
+                "endpoint of Globus Compute holds; nothing was submitted.",
+                "Leave --submit out; on the server `hansa check FEDERATION.yaml "
+                "--submit` tries one through the endpoint.",
+            )
+        elif trials is not None:
             longest = (found.probe.get("limits") or {}).get("time")
             time_s = min(trial.TIME_S, longest or trial.TIME_S)
             await preflight.try_out(

@@ -258,7 +258,7 @@ def _block(check: FacilityCheck, facility: FacilitySpec) -> None:
         check.add(
             "scheduler",
             PROBLEM,
-            "Its jobs run in a block of nodes, and no endpoint is named that holds one.",
+            "Its jobs run in a block of nodes, and no endpoint is named that has one.",
             "Add `block: {endpoint: UUID, nodes: N}` to its `gateway`, which must be "
             "of type globus_compute; see docs/globus.md.",
         )

@@ -140,22 +140,25 @@ class Block:
         Raises:
             SchedulerError: The answer tells nonsense of a job.
         """
+        op, job = request.get("op"), job_of(request)
+        if op != "poll" and job is None:
+            return
         async with self._alone:
-            op = request.get("op")
-            if op == "poll":
+            if job is None:
                 await self._polled(str(request["run"]), reply)
-            elif op in ("submit", "place") and not request.get("dry_run"):
-                await self._submitted(request, reply)
+            else:
+                await self._submitted(request, job, reply)
 
     async def _submitted(
-        self, request: Mapping[str, Any], reply: Mapping[str, Any]
+        self,
+        request: Mapping[str, Any],
+        job: tuple[str, str],
+        reply: Mapping[str, Any],
     ) -> None:
         if reply.get("found") or reply.get("host"):
             return  # it may be running: a poll tells
-        order = request.get("order") or request
-        key = f"{order['assignment']}.{request['number']}"
         nodes = int(request["job"].get("nodes", 1))
-        await self._hand_over(str(request["run"]), key, nodes)
+        await self._hand_over(*job, nodes)
 
     async def _polled(self, run: str, reply: Mapping[str, Any]) -> None:
         jobs = reply.get("jobs")
@@ -273,6 +276,14 @@ class Block:
     @property
     def _called(self) -> str:
         return f"the block of the endpoint {self.endpoint}"
+
+
+def job_of(request: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return run and key of the job that a request submits; None: it submits none."""
+    if request.get("op") not in ("submit", "place") or request.get("dry_run"):
+        return None
+    order = request.get("order") or request
+    return str(request["run"]), f"{order['assignment']}.{request['number']}"
 
 
 def _said(error: HansaError) -> str:

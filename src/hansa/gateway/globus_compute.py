@@ -9,6 +9,10 @@ What is asked may wait in the service for days, if the endpoint is offline, or f
 if the process that should answer has died; and a task can't be cancelled. So each call
 has a deadline of its own, carries the time after which nobody wants its answer, and is
 forgotten then; who called asks again, which does no harm.
+
+One thing must not come late: a request to submit a job that was cancelled meanwhile.
+Where one has not been answered, the request to cancel says how long it may still come,
+and the facility refuses it.
 """
 
 from __future__ import annotations
@@ -26,16 +30,20 @@ from hansa.core.errors import GatewayError, HansaError
 from hansa.core.remarks import Remark
 from hansa.core.units import Seconds
 from hansa.gateway import globus_check, globus_service, globus_words
-from hansa.gateway.globus_block import Block, BlockOptions
+from hansa.gateway.globus_block import Block, BlockOptions, job_of
 from hansa.gateway.globus_service import Service
 
 REQUEST_LIMIT: Final = 1_000_000
 """Most bytes of a request; the service takes ten times as many."""
 
-SLACK_S: Final = 600.0
-"""How wrong an endpoint's clock may be before it drops requests as too late."""
+SLACK_S: Final = 300.0
+"""How wrong an endpoint's clock may be before it drops requests as too late.
+
+The service itself wants it right by 3 minutes.
+"""
 
 _WORDS_S: Final = 5.0
+_LATEST_S: Final = 86_400.0
 
 
 class GlobusComputeOptions(BaseModel):
@@ -75,6 +83,7 @@ class GlobusComputeGateway:
         self._function = str(options.function)
         self._joined: Service | None = None
         self._answers = False
+        self._submitting: dict[tuple[str, str], float] = {}
         self._block = (
             None
             if options.block is None
@@ -97,15 +106,31 @@ class GlobusComputeGateway:
         _check_size(request)
         if self._block is not None:
             self._block.check(request)
+        expires, job = time.time() + timeout + SLACK_S, job_of(request)
+        if job is not None:
+            self._submitting[job] = expires
         arguments = {
-            "request": dict(request),
+            "request": self._with_late(request),
             "timeout": timeout,
-            "expires": time.time() + timeout + SLACK_S,
+            "expires": expires,
         }
         reply = await self._carry_out(request.get("op"), arguments, timeout)
+        if job is not None:
+            self._submitting.pop(job, None)
         if self._block is not None:
             await self._block.follow(request, reply)
         return reply
+
+    def _with_late(self, request: Mapping[str, object]) -> dict[str, object]:
+        """Return a request; to cancel a job says whether its submission may be late."""
+        jobs = request.get("jobs")
+        if request.get("op") != "cancel" or not isinstance(jobs, list):
+            return dict(request)
+        run, now = str(request.get("run")), time.time()
+        ends = [self._submitting.get((run, key), 0.0) for key in jobs]
+        last = max(ends, default=0.0) + SLACK_S - now  # a clock there may be slow
+        late = {"late": min(last, _LATEST_S)} if last > 0 else {}
+        return {**request, **late}
 
     async def _carry_out(
         self,

@@ -10,7 +10,7 @@ own site.yaml and decides there what may be done:
 * The request is JSON and goes to the program's standard input: no word of it ever
   stands on a command line or reaches a shell.
 * The program gets no variable whose name says that it holds a secret, of Globus or of
-  anybody else.
+  anybody else. (If it needs one, $HANSA_PROGRAM can be a script that sets it.)
 * It may run for a bounded time and print a bounded text; else it is ended, with all
   of its process group.
 """
@@ -35,13 +35,11 @@ SECRET_STARTS = ("GLOBUS_", "HANSA_GLOBUS_", "FUNCX_")
 SECRET_WORDS = (
     "SECRET",
     "TOKEN",
-    "PASSWORD",
-    "PASSWD",
+    "PASSW",
+    "PASSPHRASE",
     "CREDENTIAL",
-    "ACCESS_KEY",
-    "API_KEY",
+    "_KEY",
     "APIKEY",
-    "PRIVATE_KEY",
 )
 
 
@@ -87,7 +85,8 @@ def hansa_site_rpc(
             )
         except OSError as error:
             return _answer("missing", stderr=f"{words[0]}: {error.strerror or error}")
-        trouble = _wait(agent, (out, err), min(float(timeout), LONGEST_S))
+        # In this order, so that what is no number is not without end.
+        trouble = _wait(agent, (out, err), min(LONGEST_S, float(timeout)))
         stdout, stderr = _end_of(out, STDOUT_LIMIT), _end_of(err, STDERR_LIMIT)
         return _answer(trouble, agent.returncode, stdout, stderr)
 

@@ -22,6 +22,10 @@ BUSY_S: Final = 10.0
 """Seconds to wait if a service that is too busy does not say how long."""
 
 _UNREAD: Final = "The answer is not JSON, and was not read"
+_WHERE: Final = (
+    "in `user_environment.yaml` of the endpoint's folder (for a block: in the "
+    "template's `worker_init`)"
+)
 _USAGE = 2
 
 
@@ -239,14 +243,14 @@ def _not_asked(trouble: str, endpoint: str, said: str) -> GatewayError:
     if trouble == "unset":
         return GatewayError(
             f"The endpoint {endpoint} does not say where its site.yaml is.",
-            hint="Its owner must set HANSA_SITE in the template's `worker_init`; "
-            "`hansa site globus-endpoint` writes such a template.",
+            hint=f"Its owner must set HANSA_SITE {_WHERE}; `hansa site "
+            "globus-endpoint` writes such a folder.",
             transient=False,
         )
     return GatewayError(
         f"There is no hansa at the endpoint {endpoint}: {short(said)}",
-        hint="Its owner must install hansa, and set HANSA_PROGRAM in the template's "
-        "`worker_init` to the whole path of the program.",
+        hint=f"Its owner must install hansa, and set HANSA_PROGRAM {_WHERE} to the "
+        "whole path of the program.",
         transient=False,
     )
 

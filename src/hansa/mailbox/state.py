@@ -8,6 +8,7 @@
         submitted.json     the scheduler's id, or the job that took the order on
         begin.json         the word to begin, for a job that waits for the others
         leave.json         the word to leave: linger no more; an order: give it up
+        refuse.json        cancelled before it came: until when it is refused
         handover/<n>.json  orders for the allocation of this job: 1, 2, ...
 
 The mailbox beside it is written by server and facility; nothing that runs may lie
@@ -55,6 +56,11 @@ class JobNotes:
     def leave(self) -> Path:
         """The word to leave."""
         return self.path / "leave.json"
+
+    @property
+    def refuse(self) -> Path:
+        """Until when a submission is refused, as the cancelling went before it."""
+        return self.path / "refuse.json"
 
     def handover(self, number: int) -> Path:
         """Return the file of the allocation's handover `number` (1, 2, ...)."""

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from hansa.core.errors import HansaError, UsageError
 from hansa.core.files import FileRecord, FileRecords
 from hansa.core.remarks import OK, PROBLEM, Remark
-from hansa.mover import landing, s3_landing
+from hansa.mover import landing, s3_directory
 from hansa.mover.base import MANIFEST, Moved, Place
 from hansa.mover.s3_delivering import Delivering
 from hansa.mover.s3_errand import Errand, Fetching
@@ -49,7 +49,7 @@ class S3Mover:
     async def put(self, source: Path, target: str, files: FileRecords) -> Moved:
         """Bring a directory to the facility; see `Mover.put`."""
         began = time.monotonic()
-        run, place = s3_landing.parts(target)
+        run, place = s3_directory.mailbox_place(target)
         landing.check_names(files, source)
         manifest = await asyncio.to_thread(_checked, source, files)
         errand = self._errand("fetch", run, place, {**files, MANIFEST: manifest})
@@ -58,17 +58,17 @@ class S3Mover:
             size = await errand.until_whole(
                 lambda: Fetching(errand, source).carry_out()
             )
-        await shelf.do(lambda: shelf.sweep(run))
+        await shelf.sweep(run)
         return Moved(bytes=size, seconds=time.monotonic() - began)
 
     async def get(self, source: str, target: Path, files: FileRecords) -> Moved:
         """Fetch a directory from the facility; see `Mover.get`."""
         began = time.monotonic()
-        run, place = s3_landing.parts(source)
+        run, place = s3_directory.mailbox_place(source)
         landing.check_names(files, source)
         manifest = await self._errand("deliver", run, place, files).manifest()
         whole = {**files, MANIFEST: manifest}
-        if await asyncio.to_thread(s3_landing.arrived, target, whole):
+        if await asyncio.to_thread(s3_directory.arrived, target, whole):
             return Moved(bytes=0, seconds=time.monotonic() - began)
         errand = self._errand("deliver", run, place, whole)
         size = await errand.until_whole(lambda: Delivering(errand, target).carry_out())
@@ -80,10 +80,13 @@ class S3Mover:
         return [await self._look_here(), await self._look_there()]
 
     async def close(self) -> None:
-        """Let go of the bucket; the last mover that does removes the run's objects."""
+        """Let go of the bucket; the last mover that does removes the run's objects.
+
+        They stay when the run was interrupted: a resume need not send them again.
+        """
         shelf, self._shelf = self._shelf, None
         if shelf is not None:
-            await asyncio.to_thread(give_back, shelf)
+            await give_back(shelf, forget=self._place.log.closed)
 
     # --- their parts ------------------------------------------------------------------
 
@@ -113,7 +116,7 @@ class S3Mover:
     async def _look_here(self) -> Remark:
         shelf, where = self._open, f"{self._options.prefix}/.check"
         try:
-            await shelf.do(lambda: shelf.bucket.sizes(where))
+            await asyncio.to_thread(shelf.bucket.sizes, where)
         except HansaError as error:
             return Remark("bucket", PROBLEM, error.message, error.hint or "")
         return Remark("bucket", OK, f"{self._options.bucket} can be listed")
@@ -121,7 +124,7 @@ class S3Mover:
     async def _look_there(self) -> Remark:
         shelf = self._open
         try:
-            origin = await shelf.do(lambda: shelf.bucket.origin)
+            origin = await asyncio.to_thread(lambda: shelf.bucket.origin)
             await self._place.ask({"schema": 1, "op": "reach", "origin": origin})
         except HansaError as error:
             return Remark("line", PROBLEM, error.message, error.hint or "")
@@ -130,5 +133,5 @@ class S3Mover:
 
 def _checked(source: Path, files: FileRecords) -> FileRecord:
     """Return the manifest's record, of a directory whose files are as it promises."""
-    s3_landing.verified(source, files)
-    return s3_landing.promised(source)
+    s3_directory.verify(source, files)
+    return s3_directory.manifest_record(source)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -45,7 +46,7 @@ class Bucket:
         self._options = options
         self._store = _open(options)
 
-    @property
+    @cached_property
     def origin(self) -> str:
         """Return scheme, host and port of all URLs, as ``https://host``."""
         found = urlsplit(self._signed("GET", ["origin"], 60.0)[0])

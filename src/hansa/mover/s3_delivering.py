@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hansa.core.errors import TransferError
-from hansa.mover import landing, s3_landing
+from hansa.mover import landing, s3_directory
 from hansa.mover.base import Damaged
-from hansa.mover.s3_errand import Errand, Spoilt, gone
-from hansa.mover.s3_pieces import Piece
+from hansa.mover.s3_directory import Piece
+from hansa.mover.s3_errand import Errand, Reply, Spoilt
 
 
 class Delivering:
@@ -44,7 +43,7 @@ class Delivering:
         errand = self._errand
         with landing.readable_errors(errand.shown, self._target):
             here = await asyncio.to_thread(self._prepare)
-        kept = await errand.shelf.do(lambda: self._kept(here))
+        kept = await asyncio.to_thread(self._kept, here)
         downloads = asyncio.create_task(self._download(here))
         try:
             await errand.converse(self, downloads, kept)
@@ -57,14 +56,14 @@ class Delivering:
         await asyncio.to_thread(self._accept)
         return self._moved
 
-    def hear(self, reply: Mapping[str, Any]) -> None:
+    def hear(self, reply: Reply) -> None:
         """See `Part.hear`."""
-        self._hear(int(reply.get("ready", 0)))
-        self._errand.show(self._done, int(reply.get("faults", 0)))
+        self._hear(reply.ready)
+        self._errand.show(self._done, reply.faults)
 
     def may_have(self, wanted: Sequence[int]) -> list[int]:
         """See `Part.may_have`: all that it wants."""
-        return [number for number in wanted if 0 <= number < len(self._errand.pieces)]
+        return list(wanted)
 
     def _hear(self, ready: int) -> None:
         self._ready = max(self._ready, ready)
@@ -90,7 +89,6 @@ class Delivering:
     def _kept(self, here: set[int]) -> list[int]:
         """Return the pieces that are here, or in the bucket."""
         shelf, run = self._errand.shelf, self._errand.run
-        shelf.touch(run)
         folder = f"{shelf.folder(run)}/in/{self._errand.there.facility}"
         sizes = shelf.bucket.sizes(folder)
         pieces = self._errand.pieces
@@ -107,31 +105,37 @@ class Delivering:
                 self._more.clear()
                 await self._more.wait()
             if piece.number not in here:
-                await self._errand.shelf.do(lambda: self._take(piece))  # noqa: B023
+                await self._errand.shelf.carry(lambda: self._take(piece))  # noqa: B023
                 self._moved += piece.length
             self._done += piece.length
 
     def _take(self, piece: Piece) -> None:
         """Append one piece to its file."""
-        path, spoilt = self._aside / piece.name, gone(piece.name, self._errand.shown)
-        left = piece.length
+        path, left = self._aside / piece.name, piece.length
+        blocks = self._errand.shelf.bucket.download(self._errand.key(piece))
         with (
             landing.readable_errors(self._errand.shown, self._target),
             path.open("r+b") as file,
         ):
             file.seek(piece.offset)
             try:
-                for block in self._errand.shelf.bucket.download(
-                    self._errand.key(piece)
-                ):
+                for block in blocks:
                     left -= len(block)
                     if left < 0 or self._over:
                         break
                     file.write(block)
             except FileNotFoundError:
-                raise Spoilt([piece.name], spoilt) from None
+                raise self._gone(piece) from None
         if left and not self._over:
-            raise Spoilt([piece.name], spoilt)
+            raise self._gone(piece)
+
+    def _gone(self, piece: Piece) -> Spoilt:
+        error = TransferError(
+            f"The object of {piece.name} for {self._errand.shown} is missing in the "
+            "bucket, or not whole.",
+            hint="Does something else write below the mover's `prefix`?",
+        )
+        return Spoilt([piece.name], error)
 
     def _accept(self) -> None:
         """Verify all of it and give it its place."""
@@ -147,4 +151,4 @@ class Delivering:
                     (aside / name).unlink()
             if damaged:
                 raise Spoilt(damaged, next(iter(damaged.values())))
-            s3_landing.settle(aside, self._target, errand.files)
+            s3_directory.settle(aside, self._target, errand.files)

@@ -10,20 +10,51 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hansa.core.errors import HansaError, TransferError, from_json
 from hansa.core.files import FileRecord, FileRecords, total_bytes
 from hansa.mover import landing
 from hansa.mover.base import Place, Progress
+from hansa.mover.s3_directory import URLS, Piece, cut
 from hansa.mover.s3_options import S3Options
-from hansa.mover.s3_pieces import Piece, cut
 from hansa.mover.s3_shelf import Shelf
 
 _QUICKEST_S, _SLOWEST_S = 0.1, 5.0
 _TRIES = 3
 """So often damaged objects are made anew before the lane hears of it."""
-_FINAL = ("done", "failed")
+_STALL_S = 1800.0
+"""So long a facility may bring nothing over; what it has, it may be verifying."""
+
+_Count = Annotated[int, Field(ge=0, lt=1 << 60)]
+
+
+class Reply(BaseModel):
+    """What a facility says of its part; nothing that it says is trusted unread.
+
+    Attributes:
+        state: ``left`` is no end: it goes on when it is asked again.
+        bytes: Of all pieces that are there.
+        moved: Bytes that came over the line in this try.
+        ready: So many pieces from the first on are complete.
+        wants: Pieces that need a fresh URL.
+        faults: Troubles of the line so far, all mended.
+        error: What went wrong, as `from_json` reads it.
+        damaged: Files of which an object is missing or damaged.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    state: Literal["moving", "left", "done", "failed"]
+    bytes: _Count = 0
+    moved: _Count = 0
+    ready: _Count = 0
+    wants: list[int] = Field(default_factory=list)
+    faults: _Count = 0
+    error: dict[str, Any] | None = None
+    damaged: list[str] = Field(default_factory=list)
 
 
 class Spoilt(Exception):
@@ -45,7 +76,7 @@ class Part(Protocol):
 
     news: asyncio.Event
 
-    def hear(self, reply: Mapping[str, Any]) -> None:
+    def hear(self, reply: Reply) -> None:
         """Take notice of how far the facility is."""
         ...
 
@@ -94,9 +125,12 @@ class Errand:
         return self.shelf.back(self.run, self.there.facility, piece)
 
     async def drop(self, names: Collection[str]) -> None:
-        """Remove the objects of some of the files."""
+        """Have the objects of some of the files made anew when they are wanted."""
         keys = [self.key(piece) for piece in self.pieces if piece.name in names]
-        await self.shelf.do(lambda: self.shelf.drop(self.run, keys))
+        if self.op == "fetch":  # others may be fetching them: they are written over
+            self.shelf.forget(self.run, keys)
+        else:
+            await asyncio.to_thread(self.shelf.bucket.delete, keys)
 
     async def until_whole(self, start: Callable[[], Awaitable[int]]) -> int:
         """Carry the errand out; damaged or lost objects are made anew, a few times.
@@ -116,50 +150,13 @@ class Errand:
                     raise spoilt.error from None
         raise AssertionError("not reached")
 
-    async def ask(
-        self,
-        ticket: str,
-        *,
-        urls: Mapping[int, str] | None = None,
-        kept: Sequence[int] = (),
-        dry_run: bool = False,
-    ) -> dict[str, Any]:
-        """Ask the facility to do its part, or how far it is with it.
-
-        Args:
-            ticket: The try.
-            urls: Path and query of signed URLs, by number of the piece.
-            kept: Pieces that need not be delivered.
-            dry_run: Only say whether it may be done.
-        """
-        bucket = self.shelf.bucket
-        origin = await self.shelf.do(lambda: bucket.origin)
-        request = {
-            "schema": 1,
-            "op": self.op,
-            "run": self.run,
-            "place": self.place,
-            "ticket": ticket,
-            "origin": origin,
-            "part_bytes": self.options.part_bytes,
-            "files": {
-                name: {"bytes": one.bytes, "sha256": one.sha256}
-                for name, one in self.files.items()
-            },
-            "urls": {str(number): url for number, url in (urls or {}).items()},
-            "valid": self.options.expires,
-            "kept": list(kept),
-            "dry_run": dry_run,
-        }
-        return await self.there.ask(request)
-
     async def manifest(self) -> FileRecord:
         """Return what the facility says of the manifest of a directory there.
 
         Raises:
             TransferError: There is none, or the answer makes no sense.
         """
-        shown = (await self.ask("", dry_run=True)).get("manifest")
+        shown = (await self._ask(dry_run=True)).get("manifest")
         if not isinstance(shown, Mapping):
             raise TransferError(f"{self.shown} was shown without a manifest.")
         size, digest = shown.get("bytes"), str(shown.get("sha256"))
@@ -170,13 +167,13 @@ class Errand:
 
     async def converse(
         self, part: Part, beside: asyncio.Task[None], kept: Sequence[int] = ()
-    ) -> dict[str, Any]:
+    ) -> Reply:
         """Ask until the facility has done its part, with fresh URLs as it wants them.
 
         Args:
             part: What the server does meanwhile.
             beside: The task that does it; if it fails, that is raised.
-            kept: As for `ask`.
+            kept: Pieces that need not be delivered.
 
         Returns:
             The last reply.
@@ -186,14 +183,20 @@ class Errand:
             HansaError: It failed otherwise.
         """
         ticket, since = os.urandom(8).hex(), time.monotonic()
-        urls: dict[int, str] = {}
+        urls: dict[str, str] = {}
+        watch = _Watch()
         while True:
             part.news.clear()
-            reply = await self.ask(ticket, urls=urls, kept=kept)
-            if reply.get("state") in _FINAL:
-                return self._outcome(reply)
+            reply = self._read(await self._ask(ticket=ticket, urls=urls, kept=kept))
+            if reply.state == "done":
+                return reply
+            if reply.state == "failed":
+                raise self._failure(reply)
+            if watch.quiet_s(reply.bytes) > _STALL_S:
+                raise self._stalled()
             part.hear(reply)
-            wanted = [int(number) for number in reply.get("wants", ())]
+            known = range(len(self.pieces))
+            wanted = [number for number in reply.wants if number in known][:URLS]
             urls = await self._signed(part.may_have(wanted))
             if not urls:
                 spent = time.monotonic() - since
@@ -207,23 +210,87 @@ class Errand:
         rate = done / spent
         self.there.watch(Progress(bytes=done, total=total, rate=rate, faults=faults))
 
-    def _outcome(self, reply: dict[str, Any]) -> dict[str, Any]:
-        if reply["state"] == "done":
-            return reply
-        error = from_json(reply.get("error") or {})
-        damaged = [name for name in reply.get("damaged", ()) if name in self.files]
-        if damaged:
-            raise Spoilt(damaged, error)
-        raise error
+    async def _ask(
+        self,
+        *,
+        ticket: str = "",
+        urls: Mapping[str, str] | None = None,
+        kept: Sequence[int] = (),
+        dry_run: bool = False,
+    ) -> dict[str, Any]:
+        """Send the request `Exchange` of `hansa.site`; return what is answered."""
+        bucket = self.shelf.bucket
+        request = {
+            "schema": 1,
+            "op": self.op,
+            "run": self.run,
+            "place": self.place,
+            "ticket": ticket,
+            "origin": await asyncio.to_thread(lambda: bucket.origin),
+            "part_bytes": self.options.part_bytes,
+            "files": {
+                name: {"bytes": one.bytes, "sha256": one.sha256}
+                for name, one in self.files.items()
+            },
+            "urls": dict(urls or {}),
+            "valid": self.options.expires,
+            "kept": list(kept),
+            "dry_run": dry_run,
+        }
+        return await self.there.ask(request)
 
-    async def _signed(self, numbers: Sequence[int]) -> dict[int, str]:
+    def _read(self, data: Mapping[str, Any]) -> Reply:
+        try:
+            return Reply.model_validate(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise TransferError(
+                f"{self.there.facility} answers {self.op!r} with what makes no sense: "
+                f"{where}: {first['msg']}.",
+                hint="Install the same version of hansa here and there.",
+                transient=False,
+            ) from None
+
+    def _failure(self, reply: Reply) -> Exception:
+        silent = {
+            "message": f"{self.shown} failed, and {self.there.facility} says no more."
+        }
+        error = from_json(reply.error or silent)
+        damaged = [name for name in reply.damaged if name in self.files]
+        return Spoilt(damaged, error) if damaged else error
+
+    def _stalled(self) -> TransferError:
+        return TransferError(
+            f"{self.shown} has not gone on for {_STALL_S:g} s.",
+            hint="Does the facility's disk answer? What its process does is noted in "
+            f"{self.run}/exchange of its state directory.",
+        )
+
+    async def _signed(self, numbers: Sequence[int]) -> dict[str, str]:
         if not numbers:
             return {}
         keys = [self.key(self.pieces[number]) for number in numbers]
         verb: Literal["GET", "PUT"] = "GET" if self.op == "fetch" else "PUT"
-        lasts, bucket = self.options.expires, self.shelf.bucket
-        urls = await self.shelf.do(lambda: bucket.sign(verb, keys, lasts))
-        return dict(zip(numbers, urls, strict=True))
+        sign, lasts = self.shelf.bucket.sign, self.options.expires
+        urls = await asyncio.to_thread(sign, verb, keys, lasts)
+        return dict(zip(map(str, numbers), urls, strict=True))
+
+
+class _Watch:
+    """Sees for how long nothing was brought over; unanswered questions don't count."""
+
+    def __init__(self) -> None:
+        self._bytes, self._quiet, self._at = -1, 0.0, time.monotonic()
+
+    def quiet_s(self, there: int) -> float:
+        """Return the seconds for which so many bytes have been there."""
+        now = time.monotonic()
+        self._quiet += min(now - self._at, 2 * _SLOWEST_S)
+        if there != self._bytes:
+            self._bytes, self._quiet = there, 0.0
+        self._at = now
+        return self._quiet
 
 
 async def _rest(
@@ -258,7 +325,6 @@ class Fetching:
         self._queue: asyncio.Queue[int] = asyncio.Queue()
         self._asked: set[int] = set()
         self._there: set[int] = set()
-        self._over = False
 
     async def carry_out(self) -> int:
         """Have the directory at the facility; return the bytes that it fetched.
@@ -271,14 +337,13 @@ class Fetching:
         try:
             reply = await self._errand.converse(self, uploads)
         finally:
-            self._over = True
             uploads.cancel()
             await asyncio.wait({uploads})
-        return int(reply.get("moved", 0))
+        return reply.moved
 
-    def hear(self, reply: Mapping[str, Any]) -> None:
+    def hear(self, reply: Reply) -> None:
         """See `Part.hear`."""
-        self._errand.show(int(reply.get("bytes", 0)), int(reply.get("faults", 0)))
+        self._errand.show(reply.bytes, reply.faults)
 
     def may_have(self, wanted: Sequence[int]) -> list[int]:
         """See `Part.may_have`: what is uploaded; the rest will be."""
@@ -293,18 +358,6 @@ class Fetching:
         while True:
             number = await self._queue.get()
             piece = self._errand.pieces[number]
-            path = self._source / piece.name
-            await shelf.do(lambda: shelf.ensure(run, piece, path, self._wanted))  # noqa: B023
+            await shelf.ensure(run, piece, self._source / piece.name)
             self._there.add(number)
             self.news.set()
-
-    def _wanted(self) -> bool:
-        return not self._over
-
-
-def gone(name: str, shown: str) -> TransferError:
-    """Return the error for an object that is not there any more, or not whole."""
-    return TransferError(
-        f"The object of {name} for {shown} is missing in the bucket, or not whole.",
-        hint="Does something else write below the mover's `prefix`?",
-    )

@@ -42,4 +42,4 @@ class S3Options(BaseModel):
     endpoint: Annotated[str, Field(pattern=r"^https?://[^/@\s]+/?$")] | None = None
     region: str | None = None
     expires: Annotated[Seconds, Field(ge=3, le=604_800)] = 3600.0
-    part_bytes: Annotated[Bytes, Field(ge=1 << 20, le=5 << 30)] = 64 << 20
+    part_bytes: Annotated[Bytes, Field(ge=1 << 20, le=1 << 30)] = 64 << 20

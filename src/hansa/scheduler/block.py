@@ -8,8 +8,6 @@ block takes it (`block_run`, by the operation `work` of `hansa site rpc`).
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hansa.core.errors import SchedulerError
 from hansa.core.units import Seconds
-from hansa.scheduler.base import Answer, JobSpec, JobState, JobStatus, Steps
+from hansa.scheduler.base import JobSpec, JobState, JobStatus, Steps
 from hansa.scheduler.block_queue import STALE_S
+from hansa.scheduler.own_queue import OwnQueue
 from hansa.scheduler.script import batch_script, warning_s
 
 _QUEUE = Path(__file__).with_name("block_queue.py")
-
-# Isolated and without site-packages: it starts in a third of the time.
-_PYTHON = (sys.executable, "-I", "-S", str(_QUEUE))
 
 
 class BlockOptions(BaseModel):
@@ -57,6 +53,9 @@ class BlockScheduler:
     def __init__(self, options: BlockOptions, state: Path) -> None:
         self.options = options
         self.directory = (state / "block").absolute()
+        self._queue = OwnQueue(
+            name="The queue for the block", program=_QUEUE, directory=self.directory
+        )
 
     def render(self, job: JobSpec) -> str:
         """Return a shell script with ``#HANSA key=value`` lines.
@@ -90,16 +89,8 @@ class BlockScheduler:
         Raises:
             SchedulerError: The queue refuses, or answers something else.
         """
-        answer = yield [*self._queue("submit"), str(script)]
-        if answer.returncode != 0:
-            raise self._failed("refuses a job", answer)
-        text = answer.stdout.strip()
-        if text.isascii() and text.isdecimal():
-            return text
-        raise SchedulerError(
-            f"The queue for the block answered {text[:200]!r}, not a job id.",
-            hint=f"Look into {self.directory}.",
-        )
+        answer = yield self._queue.ask("submit", str(script))
+        return self._queue.submitted(answer)
 
     def accepts(self, script: Path) -> Steps[str]:
         """Ask the queue whether it is well; `render` has checked the rest.
@@ -122,23 +113,8 @@ class BlockScheduler:
             SchedulerError: The queue can't be read.
         """
         del ids  # all of them are shown anyway
-        answer = yield [*self._queue("list"), "--stale", f"{self.options.stale:g}"]
-        if answer.returncode != 0:
-            raise self._failed("does not answer", answer)
-        try:
-            jobs = [_status(job) for job in json.loads(answer.stdout)["jobs"]]
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-        ) as error:
-            raise SchedulerError(
-                f"The queue for the block can't be read: {error!r}.",
-                hint=f"Look into {self.directory}.",
-            ) from error
-        return {job.id: job for job in jobs}
+        answer = yield self._queue.ask("list", "--stale", f"{self.options.stale:g}")
+        return self._queue.jobs(answer, _status)
 
     def cancel(self, ids: Sequence[str]) -> Steps[None]:
         """Cancel jobs: one that waits never runs, one that runs ends in seconds.
@@ -146,19 +122,8 @@ class BlockScheduler:
         Raises:
             SchedulerError: The queue can't be changed.
         """
-        answer = yield [*self._queue("cancel"), "--", *ids]
-        if answer.returncode != 0:
-            raise self._failed("refuses to cancel jobs", answer)
-
-    def _queue(self, verb: str) -> list[str]:
-        return [*_PYTHON, verb, "--dir", str(self.directory)]
-
-    def _failed(self, what: str, answer: Answer) -> SchedulerError:
-        words = (answer.stderr.strip() or answer.stdout.strip())[-500:]
-        return SchedulerError(
-            f"The queue for the block {what}: {words or 'it gives no reason'}",
-            hint=f"Look into {self.directory}.",
-        )
+        answer = yield self._queue.ask("cancel", "--", *ids)
+        self._queue.answered(answer, "refuses to cancel jobs")
 
 
 def _status(job: Mapping[str, Any]) -> JobStatus:

@@ -7,9 +7,7 @@ machine, the same ones in every repetition.
 
 from __future__ import annotations
 
-import json
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from hansa.core.errors import SchedulerError
 from hansa.core.rng import uniform
 from hansa.core.units import Seconds
-from hansa.scheduler.base import Answer, JobSpec, JobState, JobStatus, Steps
+from hansa.scheduler.base import JobSpec, JobState, JobStatus, Steps
+from hansa.scheduler.own_queue import OwnQueue
 from hansa.scheduler.script import batch_script, warning_s
 
 _QUEUE = Path(__file__).with_name("local_queue.py")
@@ -93,7 +92,11 @@ class LocalScheduler:
 
     def __init__(self, options: LocalOptions, state: Path) -> None:
         self._options = options
-        self._directory = (options.directory or state / "queue").absolute()
+        self._queue = OwnQueue(
+            name="The local queue",
+            program=_QUEUE,
+            directory=(options.directory or state / "queue").absolute(),
+        )
 
     def render(self, job: JobSpec) -> str:
         """Return a shell script with ``#HANSA key=value`` lines.
@@ -131,16 +134,8 @@ class LocalScheduler:
             SchedulerError: The queue refuses, or answers something else.
         """
         slots = str(self._options.slots)
-        answer = yield [*self._queue("submit"), "--slots", slots, str(script)]
-        if answer.returncode != 0:
-            raise self._failed("refuses to submit a job", answer)
-        text = answer.stdout.strip()
-        if text.isascii() and text.isdecimal():
-            return text
-        raise SchedulerError(
-            f"The local queue answered {text[:200]!r}, not a job id.",
-            hint=f"Look into {self._directory}.",
-        )
+        answer = yield self._queue.ask("submit", "--slots", slots, str(script))
+        return self._queue.submitted(answer)
 
     def accepts(self, script: Path) -> Steps[str]:
         """Ask the queue whether it is well; `render` has checked the rest.
@@ -161,25 +156,10 @@ class LocalScheduler:
             SchedulerError: The command failed or printed no state.
         """
         del ids  # the whole state is one small file
-        answer = yield ["/bin/sh", "-c", _STATUS, "sh", str(self._directory), *_PYTHON]
-        if answer.returncode != 0:
-            raise self._failed("does not answer", answer)
-        if not answer.stdout.strip():
-            return {}
-        try:
-            jobs = [_status(job) for job in json.loads(answer.stdout)["jobs"]]
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-        ) as error:
-            raise SchedulerError(
-                f"The state of the local queue can't be read: {error!r}.",
-                hint=f"Look into {self._directory / 'state.json'}.",
-            ) from error
-        return {job.id: job for job in jobs}
+        queue = self._queue
+        shell = ["/bin/sh", "-c", _STATUS, "sh", str(queue.directory)]
+        answer = yield [*shell, *queue.python]
+        return queue.jobs(answer, _status)
 
     def cancel(self, ids: Sequence[str]) -> Steps[None]:
         """Cancel jobs.
@@ -187,23 +167,8 @@ class LocalScheduler:
         Raises:
             SchedulerError: The queue can't be changed.
         """
-        answer = yield [*self._queue("cancel"), "--", *ids]
-        if answer.returncode != 0:
-            raise self._failed("refuses to cancel jobs", answer)
-
-    def _queue(self, verb: str) -> list[str]:
-        return [*_PYTHON, verb, "--dir", str(self._directory)]
-
-    def _failed(self, what: str, answer: Answer) -> SchedulerError:
-        words = (answer.stderr.strip() or answer.stdout.strip())[-500:]
-        return SchedulerError(
-            f"The local queue {what}: {words or 'it gives no reason'}",
-            hint=f"Look into {self._directory}.",
-        )
-
-
-# Isolated and without site-packages: it starts in a third of the time.
-_PYTHON = (sys.executable, "-I", "-S", str(_QUEUE))
+        answer = yield self._queue.ask("cancel", "--", *ids)
+        self._queue.answered(answer, "refuses to cancel jobs")
 
 
 def _status(job: Mapping[str, Any]) -> JobStatus:

@@ -148,9 +148,15 @@ class Agent:
         if not ask.jobs:
             return {"cancelled": []}
         files = self._files(ask.run)
+        if ask.late:
+            submission.own_folder(files.state.root)
+            files.state.path.mkdir(mode=0o700, exist_ok=True)
         with _not_submitting(files, ask.jobs):
             records = self._look(files, ask.jobs)
-            return {"cancelled": words.cancel(records, self._batch, ask.jobs)}
+            cancelled = words.cancel(records, self._batch, ask.jobs)
+            if ask.late:
+                words.refuse(records, ask.jobs, ask.late)
+            return {"cancelled": cancelled}
 
     def _read(self, ask: rpc.Read) -> dict[str, Any]:
         mailbox = self._files(ask.run).mailbox

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,9 @@ from hansa.core.errors import FacilityError, PolicyError, TransferError, UsageEr
 from hansa.core.files import total_bytes
 from hansa.mailbox.paths import Mailbox
 from hansa.mailbox.state import State
-from hansa.mover import landing, s3_landing
+from hansa.mover import landing, s3_directory
 from hansa.mover.base import MANIFEST
-from hansa.mover.s3_pieces import cut
+from hansa.mover.s3_directory import cut
 from hansa.site.exchange_http import LineFault, Service, is_loopback
 from hansa.site.exchange_notes import MOVING, Notes, Status, Task, Tries, failed
 from hansa.site.exchange_request import Exchange, Reach
@@ -68,9 +69,9 @@ def answer(site: SiteSpec, ask: Exchange) -> dict[str, Any]:
     check_origin(site, ask.origin)
     directory = _directory(site, ask)
     files = ask.records()
-    landing.check_names(s3_landing.data_files(files), directory)
+    landing.check_names(s3_directory.data_files(files), directory)
     if ask.dry_run:
-        shown = s3_landing.promised(directory) if ask.op == "deliver" else None
+        shown = s3_directory.manifest_record(directory) if ask.op == "deliver" else None
         return {"manifest": None if shown is None else asdict(shown)}
     if MANIFEST not in files:
         raise UsageError(f"The request {ask.op!r} promises no manifest.")
@@ -117,31 +118,45 @@ def _directory(site: SiteSpec, ask: Exchange) -> Path:
 
 
 def _go_on(notes: Notes, task: Task, ask: Exchange) -> Status:
-    status, tries, lock = notes.status(), notes.tries(), notes.lock()
-    urls = {int(number): target for number, target in ask.urls.items()}
-    known = ask.ticket in tries.tickets
-    if lock is None and status.final and not known:
-        # It ended before this try began, and is just leaving: soon there is another.
-        return replace(status, state=MOVING, wants=(), error=None, damaged=())
+    lock = notes.lock()  # first: what the process tells in its end must be seen
     if lock is None:
-        if not known:
-            notes.note_tries(replace(tries, tickets=(*tries.tickets, ask.ticket)))
-        if not status.final:
-            notes.supply(urls, ask.valid)
-        return status
+        return _wait(notes, ask)
     try:
+        status, tries = notes.status(), notes.tries()
+        known = ask.ticket in tries.tickets
         if known and status.final:
-            notes.forget_urls()
+            notes.forget_urls()  # they may have come too late for it
             return status
-        died = known and status.state == MOVING
-        if died and tries.deaths >= _DEATHS:
+        deaths = 0
+        if known and status.state == MOVING:  # it died
+            deaths = 1 if status.moved > tries.moved else tries.deaths + 1
+        if deaths > _DEATHS:
             return _given_up(notes, status)
-        deaths = tries.deaths + 1 if died else 0
-        notes.note_tries(Tries((ask.ticket,), deaths))
-        notes.supply(urls, ask.valid)
-        return _begin(notes, task, _left_off(task, ask, status, known), lock)
+        begun = _left_off(task, ask, status, known)
+        notes.note_tries(Tries((ask.ticket,), deaths, begun.moved))
+        notes.supply(_urls(ask), ask.valid)
+        return _begin(notes, task, begun, lock)
     finally:
         os.close(lock)  # the process holds it too
+
+
+def _wait(notes: Notes, ask: Exchange) -> Status:
+    """Supply the process that is at work, and say how far it is."""
+    status, tries = notes.status(), notes.tries()
+    known = ask.ticket in tries.tickets
+    if status.final and known:
+        return status
+    if status.final:
+        # It ended before this try began, and is just leaving: soon there is another.
+        return replace(status, state=MOVING, wants=(), error=None, damaged=())
+    if not known:
+        notes.note_tries(replace(tries, tickets=(*tries.tickets, ask.ticket)))
+    notes.supply(_urls(ask), ask.valid)
+    return status
+
+
+def _urls(ask: Exchange) -> dict[int, str]:
+    return {int(number): target for number, target in ask.urls.items()}
 
 
 def _left_off(task: Task, ask: Exchange, status: Status, known: bool) -> Status:
@@ -189,10 +204,12 @@ def _environment(variables: Mapping[str, str]) -> dict[str, str]:
 
 def _given_up(notes: Notes, status: Status) -> Status:
     error = TransferError(
-        f"The process that exchanges files with the bucket died {_DEATHS} times.",
+        f"The process that exchanges files with the bucket died {_DEATHS + 1} times, "
+        "and brought nothing over.",
         hint=f"Look into {notes.log} at the facility.",
     )
     status = replace(status, **failed(error))
+    notes.forget_urls()
     notes.show(status)
     return status
 
@@ -200,11 +217,9 @@ def _given_up(notes: Notes, status: Status) -> Status:
 def _forget_old(notes: Notes) -> None:
     """Remove the notes of exchanges that nobody has asked about for a day."""
     for folder in notes.path.parent.iterdir():
-        old = folder.stat().st_mtime < time.time() - _OLD_S
-        if folder == notes.path or not old:
-            continue
-        other = Notes(folder)
-        lock = other.lock()
-        if lock is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
+        with suppress(FileNotFoundError):  # another site agent may be faster
+            old = folder.stat().st_mtime < time.time() - _OLD_S
+            lock = Notes(folder).lock() if old and folder != notes.path else None
+            if lock is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(lock)

@@ -12,10 +12,9 @@ from typing import Any, Protocol
 
 from hansa.core.errors import HansaError, TransferError
 from hansa.core.files import FileRecord
-from hansa.mover import landing, s3_landing
+from hansa.mover import landing, s3_directory
 from hansa.mover.base import Damaged
-from hansa.mover.s3_pieces import Piece
-from hansa.site.exchange_board import Board
+from hansa.mover.s3_directory import Piece
 from hansa.site.exchange_http import BLOCK, Service
 from hansa.site.exchange_notes import Task
 
@@ -25,12 +24,15 @@ _SIBLINGS = 2
 class Side(Protocol):
     """What an exchange does with its directory."""
 
-    def prepare(self, board: Board) -> bool:
-        """Look at what is there; True if nothing is left to do."""
+    def prepare(self) -> Mapping[str, bool] | None:
+        """Say of files that they are all there, or not at all; of others that is known.
+
+        None: nothing is left to do.
+        """
         ...
 
-    def carry(self, piece: Piece, target: str, board: Board) -> None:
-        """Bring one piece over, or what is missing of it."""
+    def carry(self, piece: Piece, target: str, start: int) -> Iterator[int]:
+        """Bring one piece over, from a byte on; yield the bytes of each step."""
         ...
 
     def complete(self, name: str) -> None:
@@ -41,8 +43,8 @@ class Side(Protocol):
         """Do what is due when all files are."""
         ...
 
-    def beat(self) -> None:
-        """Show others that this is going on."""
+    def make_room(self) -> None:
+        """Give back what it takes of a disk that is full."""
         ...
 
 
@@ -63,34 +65,33 @@ class Arriving:
         self._target = Path(task.directory)
         self._aside = self._target.with_name(f".{self._target.name}.{task.name}")
 
-    def prepare(self, board: Board) -> bool:
+    def prepare(self) -> Mapping[str, bool] | None:
         """See `Side.prepare`."""
-        if s3_landing.arrived(self._target, self._files):
-            return True
+        if s3_directory.arrived(self._target, self._files):
+            return None
         self._aside.mkdir(parents=True, exist_ok=True)
         for entry in self._aside.iterdir():
             if entry.name not in self._files:
                 entry.unlink()
+        found = {}
         for name, record in self._files.items():
             path = self._aside / name
             if not path.is_file() or path.stat().st_size != record.bytes:
-                board.set_have(name, whole=False)
-                if self._copied(name, record):
-                    board.set_have(name, whole=True)
-                else:
+                found[name] = self._copied(name, record)
+                if not found[name]:
                     path.unlink(missing_ok=True)
                     path.touch()
                     os.truncate(path, record.bytes)
-        return False
+        return found
 
-    def carry(self, piece: Piece, target: str, board: Board) -> None:
+    def carry(self, piece: Piece, target: str, start: int) -> Iterator[int]:
         """See `Side.carry`."""
-        start = board.have(piece)
+        os.utime(self._aside)  # a hidden folder that is a day old counts as left behind
         with (self._aside / piece.name).open("r+b", buffering=0) as file:
             file.seek(piece.offset + start)
             for block in self._service.get(target, start, piece.length):
                 _write(file, block)
-                board.advance(piece, len(block))
+                yield len(block)
 
     def complete(self, name: str) -> None:
         """See `Side.complete`: verify it."""
@@ -104,12 +105,11 @@ class Arriving:
 
     def settle(self) -> None:
         """See `Side.settle`: give it its final name."""
-        s3_landing.settle(self._aside, self._target, self._files)
+        s3_directory.settle(self._aside, self._target, self._files)
 
-    def beat(self) -> None:
-        """See `Side.beat`: hidden folders that are a day old count as left behind."""
-        with suppress(FileNotFoundError):
-            os.utime(self._aside)
+    def make_room(self) -> None:
+        """See `Side.make_room`."""
+        shutil.rmtree(self._aside, ignore_errors=True)
 
     def _copied(self, name: str, record: FileRecord) -> bool:
         for folder in self._siblings():
@@ -144,17 +144,17 @@ class Leaving:
         self._service = service
         self._source = Path(task.directory)
 
-    def prepare(self, board: Board) -> bool:
+    def prepare(self) -> Mapping[str, bool] | None:
         """See `Side.prepare`: verify all of it before any of it leaves."""
-        del board
-        s3_landing.verified(self._source, self._files)
-        return False
+        s3_directory.verify(self._source, self._files)
+        return {}
 
-    def carry(self, piece: Piece, target: str, board: Board) -> None:
-        """See `Side.carry`."""
+    def carry(self, piece: Piece, target: str, start: int) -> Iterator[int]:
+        """See `Side.carry`: a piece that broke off begins anew."""
+        del start
         path = self._source / piece.name
         self._service.put(target, _part(path, piece), piece.length)
-        board.advance(piece, piece.length)
+        yield piece.length
 
     def complete(self, name: str) -> None:
         """See `Side.complete`."""
@@ -162,8 +162,8 @@ class Leaving:
     def settle(self) -> None:
         """See `Side.settle`."""
 
-    def beat(self) -> None:
-        """See `Side.beat`."""
+    def make_room(self) -> None:
+        """See `Side.make_room`."""
 
 
 def _write(file: Any, block: bytes) -> None:
@@ -173,8 +173,11 @@ def _write(file: Any, block: bytes) -> None:
 
 
 def _part(path: Path, piece: Piece) -> Iterator[bytes]:
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    with os.fdopen(handle, "rb", buffering=0) as file:
+    """Return a piece's bytes; no trouble with the file looks like one of the line."""
+    with (
+        landing.readable_errors(path, "the bucket"),
+        os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb", 0) as file,
+    ):
         file.seek(piece.offset)
         left = piece.length
         while left:

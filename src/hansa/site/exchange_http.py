@@ -136,10 +136,7 @@ class Service:
         try:
             yield
         except urllib.error.HTTPError as error:
-            with error:
-                found = _CODE.search(error.read(4096))
-            code = found[1].decode() if found else ""
-            raise _Answered(error.code, code) from None
+            raise _Answered(error.code, _code(error)) from None
         except urllib.error.URLError as error:
             raise self._fault(error.reason) from None
         except (OSError, http.client.HTTPException) as error:
@@ -152,7 +149,7 @@ class Service:
                 f"{error.verify_message}"
             )
         if isinstance(error, OSError):
-            words = error.strerror or type(error).__name__
+            words = error.strerror or str(error) or type(error).__name__
             return LineFault(f"{self.host} can't be reached: {words}")
         return LineFault(f"{self.host} broke off ({type(error).__name__})")
 
@@ -193,6 +190,16 @@ def _opener(loopback: bool) -> urllib.request.OpenerDirector:
     ):
         opener.add_handler(handler)
     return opener
+
+
+def _code(answer: urllib.error.HTTPError) -> str:
+    """Return the word that S3 has for an error; empty: the answer holds none."""
+    with answer:
+        try:
+            found = _CODE.search(answer.read(4096))
+        except (OSError, http.client.HTTPException):
+            return ""
+    return found[1].decode() if found else ""
 
 
 def _only_success(answer: http.client.HTTPResponse) -> None:

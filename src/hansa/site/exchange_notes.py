@@ -6,7 +6,7 @@
         task.json      what is to be brought where
         urls.json      signed URLs; secrets, removed in the end
         status.json    how far it is; written by the process that does it
-        tickets.json   the server's tries that hear how it ended
+        tries.json     the server's tries that hear how it ended, and their failures
         lock           held by the process as long as it lives
         log.txt        where its code failed, if it did
 
@@ -108,7 +108,7 @@ class Status:
         told = asdict(self)
         del told["have"], told["host"]
         there = total if self.state == DONE else sum(self.have.values())
-        return {**told, "bytes": there, "total": total}
+        return {**told, "bytes": there}
 
 
 NOTHING = Status(have={})
@@ -120,11 +120,13 @@ class Tries:
 
     Attributes:
         tickets: The server's tries that hear how it ends.
-        deaths: So often the process died over them.
+        deaths: So often the process died since it last brought anything over.
+        moved: Bytes that it had brought over when it died.
     """
 
     tickets: tuple[str, ...] = ()
     deaths: int = 0
+    moved: int = 0
 
 
 class Notes:
@@ -179,7 +181,7 @@ class Notes:
     def tries(self) -> Tries:
         """Return what was asked, and how often the process died over it."""
         data = read_json(self.path / "tries.json") or {}
-        return Tries(tuple(data.get("tickets", ())), int(data.get("deaths", 0)))
+        return Tries(**{**data, "tickets": tuple(data.get("tickets", ()))})
 
     def note_tries(self, tries: Tries) -> None:
         """Note what was asked."""

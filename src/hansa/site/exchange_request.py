@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from hansa.core.files import FileRecord, FileRecords
-from hansa.mover.s3_pieces import MOST
+from hansa.mover.s3_directory import MOST, URLS
 from hansa.site.order import Message, RunId
 
 Origin = Annotated[
@@ -17,9 +17,6 @@ Origin = Annotated[
 _Target = Annotated[str, Field(pattern=r"^/[!-~]*$", max_length=8192)]
 _Number = Annotated[int, Field(ge=0, lt=MOST)]
 _Word = Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}$")]
-
-URLS = 64
-"""Most URLs of one request; it stays far below what any gateway carries."""
 
 
 class Promise(Message):
@@ -50,8 +47,8 @@ class Exchange(Message):
         origin: Scheme, host and port of the service.
         part_bytes: Size of one object.
         files: All its files, the manifest among them; without it in a dry run.
-        urls: Path and query of signed URLs by number of the piece (`s3_pieces`). They
-            are secrets, and left out when the message is shown.
+        urls: Path and query of signed URLs, by number of the piece (`s3_directory`).
+            They are secrets, and left out when the message is shown.
         valid: Seconds for which they are good.
         kept: Pieces that the server has already.
         dry_run: Only say whether it may be done, and which manifest is there.
@@ -63,7 +60,7 @@ class Exchange(Message):
     place: Annotated[str, Field(min_length=1, max_length=300)]
     ticket: _Word
     origin: Origin
-    part_bytes: Annotated[int, Field(ge=1 << 20, le=5 << 30)]
+    part_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 30)]
     files: Annotated[dict[str, Promise], Field(max_length=MOST)]
     urls: Annotated[
         dict[Annotated[str, Field(pattern=r"^[0-9]{1,5}$")], _Target],

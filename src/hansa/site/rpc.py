@@ -95,12 +95,18 @@ class Poll(Message):
 
 
 class Cancel(Message):
-    """Take these jobs out of the queue."""
+    """Take these jobs out of the queue.
+
+    Attributes:
+        late: Seconds within which a request to submit one of them may still arrive
+            that was made before this one; until then such a request is refused.
+    """
 
     schema_: Literal[1] = Field(alias="schema")
     op: Literal["cancel"]
     run: RunId
     jobs: tuple[JobKey, ...]
+    late: Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)] = 0.0
 
 
 class Read(Message):

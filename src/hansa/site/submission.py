@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,13 @@ from typing import Any
 from hansa.core import plugins
 from hansa.core.errors import FacilityError, PolicyError, SchedulerError
 from hansa.core.ids import job_key, job_name
-from hansa.mailbox.files import fsync_dir, storage_full, write_json, write_text
+from hansa.mailbox.files import (
+    fsync_dir,
+    read_json,
+    storage_full,
+    write_json,
+    write_text,
+)
 from hansa.mailbox.handover import Handover
 from hansa.mailbox.links import refuse_links
 from hansa.mailbox.paths import Mailbox
@@ -204,6 +211,7 @@ class Submission:
     # --- a new one --------------------------------------------------------------------
 
     def _new(self) -> Note:
+        self._check_wanted()
         records = self._seen or self._look()
         told = prepare.job_json(self._site, self._ask)
         # With a `job.json` this job may have been submitted: the update may be its own.
@@ -214,6 +222,18 @@ class Submission:
         note = self._to_allocation(records, told) or self._to_queue(records, told)
         write_json(self._notes.submitted, note.to_json())
         return note
+
+    def _check_wanted(self) -> None:
+        """Refuse a request that was overtaken by the word that it is not wanted."""
+        refuse = read_json(self._notes.refuse) or {}
+        seconds = float(refuse.get("until") or 0.0) - time.time()
+        if seconds > 0:
+            raise PolicyError(
+                f"{self._key} of the run {self._ask.run} was cancelled before this "
+                "request to submit it came.",
+                hint=f"If it is wanted again, it is submitted in {seconds:.0f} s.",
+                transient=True,
+            )
 
     def _to_allocation(self, records: Records, told: dict[str, Any]) -> Note | None:
         if not isinstance(self._ask, Submit):

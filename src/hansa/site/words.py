@@ -43,6 +43,19 @@ def cancel(records: Records, batch: Batch, keys: Iterable[str]) -> list[str]:
     return told
 
 
+def refuse(records: Records, keys: Iterable[str], seconds: float) -> None:
+    """Have jobs that were never submitted refused for so long.
+
+    A request may wait on its way, and come after the word that it is not wanted.
+    """
+    files = records.files
+    for key in keys:
+        if files.noted(key) is None and records.status(key) is None:
+            files.notes(key).path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            until = {"schema": 1, "until": time.time() + seconds}
+            write_json(files.notes(key).refuse, until)
+
+
 def begin(files: Files, keys: Iterable[str]) -> list[str]:
     """Tell jobs to begin; return which were told, whatever they do now."""
     told = [key for key in keys if files.notes(key).path.is_dir()]

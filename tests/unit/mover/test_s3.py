@@ -19,11 +19,13 @@ from pydantic import ValidationError
 from runs import until
 from s3_service import KEYS, Service, asking
 
-from hansa.core.errors import PluginError, PolicyError, TransferError
+from hansa.core.errors import HansaError, PluginError, PolicyError, TransferError
 from hansa.core.files import FileRecord
-from hansa.mover.base import Place
+from hansa.mover.base import NoLog, Place
 from hansa.mover.s3 import S3Mover
+from hansa.mover.s3_directory import cut
 from hansa.mover.s3_options import S3Options
+from hansa.mover.s3_shelf import Shelf
 
 MIB = 1 << 20
 BIG = os.urandom(5 * MIB + 4321)
@@ -66,20 +68,38 @@ def content(folder):
     return {entry.name: entry.read_bytes() for entry in folder.iterdir()}
 
 
-class Town:
-    """A facility with a mailbox and a site agent, and a mover to it."""
+class Interrupted(NoLog):
+    """The log of a run that is going to be resumed."""
 
-    def __init__(self, root, service, name="polaris", hosts=None, **options):
+    closed = False
+
+
+class Town:
+    """A facility with a mailbox and a site agent, and a mover to it.
+
+    `change` is what it makes of each of its replies about an exchange.
+    """
+
+    def __init__(self, root, service, name="polaris", hosts=None, log=None, **options):
         self.root = root / name
         self.mail = self.root / "mail"
         self.seen = []
         hosts = [service.host] if hosts is None else hosts
         self.ask = asking(self.root, self.mail, *hosts)
+        self.change = lambda reply: reply
         place = Place(
-            mailbox=self.mail, facility=name, ask=self.ask, watch=self.seen.append
+            mailbox=self.mail,
+            facility=name,
+            log=log or NoLog(),
+            ask=self._changed,
+            watch=self.seen.append,
         )
         given = {**service.options, "part_bytes": MIB, **options}
         self.mover = S3Mover(S3Options.model_validate(given), place)
+
+    async def _changed(self, request):
+        reply = await self.ask(request)
+        return self.change(reply) if "state" in reply else reply
 
     def there(self, place):
         return self.mail / "smol" / place
@@ -414,6 +434,197 @@ def test_a_delivery_goes_on_after_the_server_came_back(town, tmp_path, service):
     assert content(target) == content(there)
     puts = Counter(one.key for one in service.delivered())
     assert {times for key, times in puts.items() if not key.endswith("00003")} == {1}
+
+
+def interrupt(service, town, move):
+    """Move something slowly, and stop when a part of it lies in the bucket."""
+    fast = threading.Event()
+
+    def trick(asked):
+        if asked.signed:
+            fast.wait(0.3)
+
+    async def work():
+        moving = asyncio.create_task(move())
+        await asyncio.to_thread(until, lambda: len(service.objects()) >= 3)
+        moving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await moving
+
+    service.trick = trick
+    run(work, town)
+    fast.set()
+    assert service.objects()
+
+
+def test_a_resumed_run_does_not_upload_again(tmp_path, version, service):
+    source, files = version
+    town = Town(tmp_path, service, log=Interrupted())
+    interrupt(service, town, lambda: town.put(source, "versions/3", files))
+    again = Town(tmp_path, service)
+    run(lambda: again.put(source, "versions/3", files), again)
+    assert content(town.there("versions/3")) == content(source)
+    assert set(service.uploads().values()) == {1}
+    assert service.objects() == {}
+
+
+def test_a_resumed_run_does_not_have_it_delivered_again(tmp_path, service):
+    town = Town(tmp_path, service, log=Interrupted())
+    get, there, target = moved_back(town, tmp_path)
+    interrupt(service, town, get)
+    lay = set(service.objects())
+    again, files = Town(tmp_path, service), {"update.safetensors": record(BIG)}
+    run(lambda: again.get(f"updates/{there.name}", target, files), again)
+    assert content(target) == content(there)
+    puts = Counter(one.key for one in service.delivered())
+    assert {puts[key] for key in lay} == {1}
+    assert service.objects() == {}
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced by a link", "shortened"])
+def test_a_file_that_changes_while_it_is_delivered_is_told_at_once(
+    town, tmp_path, service, how
+):
+    get, there, target = moved_back(town, tmp_path)
+    path, done = there / "update.safetensors", []
+
+    def trick(asked):
+        if not asked.signed or done:
+            return
+        done.append(asked.key)
+        if how == "shortened":
+            os.truncate(path, MIB)
+            return
+        path.unlink()
+        if how != "removed":
+            path.symlink_to("/dev/zero")
+
+    service.trick = trick
+    with pytest.raises(TransferError, match=r"update\.safetensors") as caught:
+        run(get, town)
+    assert "can't be reached" not in caught.value.message  # it is not the line's fault
+    assert not target.exists()
+
+
+# --- what a facility says -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"state": None},
+        {"state": ["moving"]},
+        {"wants": None},
+        {"wants": ["x"]},
+        {"wants": [1.5]},
+        {"moved": -5},
+        {"bytes": 1 << 70},
+        {"ready": "x"},
+        {"faults": None},
+        {"state": "failed", "error": "x"},
+        {"damaged": [["x"]]},
+    ],
+)
+@pytest.mark.parametrize("way", ["put", "get"])
+def test_a_reply_without_sense_is_refused(town, version, tmp_path, service, way, field):
+    source, files = version
+    get, _, _ = moved_back(town, tmp_path)
+    town.change = lambda reply: {**reply, **field}
+    with pytest.raises(TransferError, match=r"polaris answers .* makes no sense"):
+        run(get if way == "get" else lambda: town.put(source, "v/3", files), town)
+
+
+def test_pieces_that_do_not_exist_are_not_signed(town, version, service):
+    source, files = version
+    town.change = lambda reply: {**reply, "wants": [-1, 10**9, *reply["wants"]]}
+    run(lambda: town.put(source, "versions/3", files), town)
+    assert content(town.there("versions/3")) == content(source)
+
+
+def test_a_failure_without_words_is_told_in_ours(town, version, service):
+    source, files = version
+    town.change = lambda reply: {**reply, "state": "failed", "error": None}
+    with pytest.raises(HansaError, match="polaris says no more"):
+        run(lambda: town.put(source, "versions/3", files), town)
+
+
+def test_a_facility_that_does_not_go_on_is_not_waited_for_for_ever(
+    town, version, service, monkeypatch
+):
+    monkeypatch.setattr("hansa.mover.s3_errand._STALL_S", 0.5)
+    source, files = version
+    town.change = lambda reply: {"state": "moving", "wants": [10**9]}
+    with pytest.raises(TransferError, match=r"has not gone on for 0\.5 s"):
+        run(lambda: town.put(source, "versions/3", files), town)
+
+
+# --- the shelf ------------------------------------------------------------------------
+
+
+class Bucket:
+    """A bucket in memory whose service answers when it is let."""
+
+    def __init__(self):
+        self.answers = threading.Event()
+        self.kept, self.uploads, self.deleted = {}, [], []
+
+    def sizes(self, folder):
+        del folder
+        assert self.answers.wait(10)
+        return dict(self.kept)
+
+    def upload(self, key, path, offset, length, go_on):
+        del path, offset
+        assert go_on()
+        self.uploads.append(key)
+        self.kept[key] = length
+
+    def delete(self, keys):
+        self.deleted += keys
+
+
+@pytest.fixture
+def shelf():
+    return Shelf(Bucket(), "hansa")
+
+
+PIECE, LAST = cut({"a": FileRecord(bytes=2 * MIB, sha256="0" * 64)}, MIB)
+
+
+def test_a_slow_service_does_not_stop_the_server(shelf, tmp_path):
+    async def work():
+        making = asyncio.create_task(shelf.ensure("r", PIECE, tmp_path))
+        await asyncio.sleep(0.05)
+        with shelf.using("r", "versions/1", [PIECE]):  # on the loop itself
+            shelf.bucket.answers.set()
+            await making
+
+    asyncio.run(work())
+    assert len(shelf.bucket.uploads) == 1
+
+
+def test_those_that_want_the_same_piece_leave_a_thread_to_others(shelf, tmp_path):
+    shelf.bucket.answers.set()
+
+    async def work():
+        same = [shelf.ensure("r", PIECE, tmp_path) for _ in range(8)]
+        await asyncio.gather(*same, shelf.ensure("r", LAST, tmp_path))
+
+    asyncio.run(work())
+    assert len(shelf.bucket.uploads) == 2
+
+
+def test_a_damaged_object_is_written_over_and_not_taken_from_others(shelf, tmp_path):
+    shelf.bucket.answers.set()
+
+    async def work():
+        await shelf.ensure("r", PIECE, tmp_path)
+        shelf.forget("r", [shelf.out("r", PIECE)])
+        await shelf.ensure("r", PIECE, tmp_path)
+
+    asyncio.run(work())
+    assert len(shelf.bucket.uploads) == 2
+    assert shelf.bucket.deleted == []
 
 
 # --- policy and secrets ---------------------------------------------------------------

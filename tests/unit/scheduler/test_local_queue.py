@@ -237,7 +237,7 @@ def test_a_process_that_has_a_jobs_old_number_gets_no_signal(queue, stranger, fi
         "boot": f"{pid} {start} 00000000-another-boot",
     }[field]
     noted_job(local_queue.Store(queue.dir), note)
-    queue.run([*queue.driver._queue("list")])  # starts a daemon
+    queue.run(queue.driver._queue.ask("list"))  # starts a daemon
     assert queue.ended("1").state is JobState.NODE_FAIL
     assert not gone(stranger.pid)
 

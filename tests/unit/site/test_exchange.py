@@ -2,16 +2,25 @@
 
 import hashlib
 import json
+import socket
+import threading
 
 import pytest
 from paper_facility import RUN
 
-from hansa.core.errors import SpecError, TransferError, UsageError
+from hansa.core.errors import SpecError, StorageFull, TransferError, UsageError
 from hansa.core.files import FileRecord
 from hansa.core.retry import RetryPolicy
 from hansa.mover.s3_directory import cut
 from hansa.site import rpc
-from hansa.site.exchange_http import LineFault, NotThere, Refusal, Unusable
+from hansa.site.exchange_directory import Arriving
+from hansa.site.exchange_http import (
+    LineFault,
+    NotThere,
+    Refusal,
+    Service,
+    Unusable,
+)
 from hansa.site.exchange_notes import NOTHING, Notes, Status, Task, Tries
 from hansa.site.exchange_worker import Board, Worker
 from hansa.spec import load_site
@@ -234,6 +243,60 @@ def test_an_ended_exchange_is_told_under_its_ticket_only(open_facility, monkeypa
     assert open_facility.data(fetch(ticket="bb"))["state"] == "moving"
 
 
+def test_a_process_that_brings_something_may_die_more_often(open_facility, monkeypatch):
+    monkeypatch.setattr("hansa.site.exchange._START", "true")
+    open_facility.data(fetch())
+    (folder,) = (open_facility.own / "exchange").iterdir()
+    here = socket.gethostname()
+    for moved in range(1, 10):
+        Notes(folder).show(Status(state="moving", have={}, moved=moved, host=here))
+        assert open_facility.data(fetch())["state"] == "moving"
+
+
+@pytest.mark.parametrize("state", ["done", "moving"])
+def test_urls_that_come_too_late_are_removed(open_facility, monkeypatch, state):
+    monkeypatch.setattr("hansa.site.exchange._START", "true")
+    open_facility.data(fetch(urls={"0": "/x?SECRET"}))
+    (folder,) = (open_facility.own / "exchange").iterdir()
+    assert (folder / "urls.json").exists()
+    notes = Notes(folder)
+    if state == "moving":
+        notes.note_tries(Tries(("aa",), 5))  # the next death is the last one
+    else:
+        notes.show(Status(state="done", have={}))
+    open_facility.data(fetch())
+    assert not (folder / "urls.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "words"),
+    [
+        (b"503 Slow\r\nContent-Length: 99\r\n\r\n<Error>", LineFault, "answers 503"),
+        (b"403 No\r\nContent-Length: 99\r\n\r\n<Error>", Refusal, "answers 403"),
+        (b"200 OK\r\nContent-Length: 9\r\n\r\n123", NotThere, "size"),
+        (b"200 OK\r\nContent-Length: 4\r\n\r\n123", LineFault, "broke off"),
+        (b"307 No\r\nLocation: http://127.0.0.1:1/x\r\n\r\n", Unusable, "redirect"),
+    ],
+)
+def test_answers_that_break_off_are_faults_of_the_line(answer, kind, words):
+    with socket.create_server(("127.0.0.1", 0)) as door:
+
+        def serve():
+            line, _ = door.accept()
+            with line:
+                line.recv(1 << 16)
+                line.sendall(b"HTTP/1.1 " + answer)
+
+        serving = threading.Thread(target=serve)
+        serving.start()
+        service = Service(f"http://127.0.0.1:{door.getsockname()[1]}")
+        with pytest.raises(kind, match=words) as caught:
+            list(service.get("/x?SECRET", 0, 4))
+        serving.join()
+    assert type(caught.value) is kind
+    assert "SECRET" not in str(caught.value)
+
+
 def test_an_unreadable_status_counts_as_none(notes):
     (notes.path / "status.json").write_text("{")
     assert notes.status() == NOTHING
@@ -259,17 +322,16 @@ class Side:
         self.does = list(does)
         self.carried = []
 
-    def prepare(self, board):
-        del board
-        return False
+    def prepare(self):
+        return {}
 
-    def carry(self, piece, target, board):
+    def carry(self, piece, target, start):
         self.carried.append((piece.number, target))
         what = self.does.pop(0) if self.does else piece.length
         if isinstance(what, Exception):
             raise what
-        board.advance(piece, what)
-        if what < piece.length:
+        yield what
+        if start + what < piece.length:
             raise LineFault("it broke")
 
     def complete(self, name):
@@ -279,7 +341,7 @@ class Side:
         pass
 
     def make_room(self):
-        pass
+        self.carried.append("made room")
 
 
 @pytest.fixture
@@ -359,6 +421,22 @@ def test_damage_is_told_by_file_and_the_others_go_on(work):
     assert status.damaged == ("a",)
     assert "a is not in the bucket: it is gone" in status.error["message"]
     assert [number for number, _ in carried] == [0, 2]
+
+
+def test_a_full_disk_is_not_left_full(work):
+    status, carried = work(1, StorageFull("No space is left."))
+    assert carried[-1] == "made room"
+    assert status.error["message"] == "No space is left."
+
+
+def test_what_has_arrived_gives_its_room_back(tmp_path):
+    task = make_task(tmp_path, a=b"x")
+    arriving = Arriving(task, Service(task.origin))
+    assert arriving.prepare() == {"a": False}
+    parent = tmp_path / "mail/smol/versions"
+    assert len(list(parent.iterdir())) == 1
+    arriving.make_room()
+    assert list(parent.iterdir()) == []
 
 
 def test_a_surprise_is_told_without_its_text(work, notes, capfd):

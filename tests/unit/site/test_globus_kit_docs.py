@@ -57,11 +57,16 @@ def test_the_federation_loads(tmp_path: Path) -> None:
         assert facility.mover.options["here"]["path"] == "/data/hansa"
 
 
-@pytest.mark.parametrize("number", [2, 3])
-def test_block_and_bucket_load(tmp_path: Path, number: int) -> None:
+def snippet(key: str) -> str:
+    """Return the short part of a file that begins with a key."""
+    (found,) = [text for text in SNIPPETS if text.startswith(f"{key}: ")]
+    return filled(found).split("   #")[0].strip()
+
+
+@pytest.mark.parametrize("key", ["gateway", "mover"])
+def test_block_and_bucket_load(tmp_path: Path, key: str) -> None:
     """The short parts take the place of the same part of the federation."""
-    section = filled(SNIPPETS[number]).split("   #")[0].strip()
-    key = section.partition(":")[0]
+    section = snippet(key)
     whole = re.sub(rf"(?m)^    {key}: .*$", f"    {section}", filled(SNIPPETS[0]))
     if key == "mover":
         whole = re.sub(r"  mover:\n(    .*\n){3}", "", whole)
@@ -77,8 +82,10 @@ def test_block_and_bucket_load(tmp_path: Path, number: int) -> None:
 def test_the_site_of_a_block_loads(tmp_path: Path) -> None:
     file = tmp_path / "site.yaml"
     rest = f"name: x\nmailbox: {tmp_path}/mail\ntasks: {{digits: {{}}}}\n"
-    file.write_text(rest + SNIPPETS[1])
-    assert load_site(file).scheduler.options["nodes"] == 4
+    file.write_text(f"{rest}{snippet('scheduler')}\n{snippet('environment')}\n")
+    site = load_site(file)
+    assert site.scheduler.options["nodes"] == 4
+    assert "$PARSL_MPI_NODELIST" in site.environment.launch
 
 
 def test_the_facilitys_word_about_buckets_loads(tmp_path: Path) -> None:

@@ -313,6 +313,39 @@ def test_words_to_a_run_that_was_never_here_leave_nothing(facility, kind):
     assert not facility.site.state.exists()
 
 
+@pytest.mark.parametrize("kind", ["train", "ahead"])
+def test_what_was_cancelled_before_it_came_is_refused_for_a_while(
+    facility, submit, place, monkeypatch, kind
+):
+    ask = submit() if kind == "train" else place()
+    key = KEY if kind == "train" else "ahead-0001-polaris-1.1"
+    late = {**rpc.cancel(RUN, [key]), "late": 500.0}
+    assert facility.data(late) == {"cancelled": []}
+    error = facility.error(ask)
+    assert "was cancelled before" in error["message"]
+    assert error["transient"]  # a run that is resumed waits for it
+    assert not facility.batch.alive()
+    now = time.time()
+    monkeypatch.setattr("hansa.site.submission.time.time", lambda: now + 501)
+    assert facility.data(ask)["job"] == "1"
+
+
+def test_a_job_that_is_there_when_it_is_cancelled_is_found_by_a_late_request(
+    facility, submit
+):
+    facility.data(submit())
+    late = {**rpc.cancel(RUN, [KEY]), "late": 500.0}
+    assert facility.data(late) == {"cancelled": [KEY]}
+    assert facility.data(submit())["found"]
+    assert not facility.notes().refuse.exists()
+
+
+def test_an_order_that_was_only_cancelled_may_be_submitted(facility, submit):
+    """As by a run that was interrupted before it had submitted, and is resumed."""
+    facility.data(rpc.cancel(RUN, [KEY]))
+    assert facility.data(submit())["job"] == "1"
+
+
 @pytest.mark.parametrize(
     ("link", "target"),
     [
