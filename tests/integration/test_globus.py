@@ -27,7 +27,7 @@ from sandbox.endpoints import Endpoint
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
 NAMES = ("amsterdam", "bergen")
-AWAY_S = 20.0
+AWAY_S = 60.0
 """How long the services are away."""
 SLOW = 400
 """Bytes per second of a slow line; a model of the digits has some thousand."""
