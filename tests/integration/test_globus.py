@@ -180,7 +180,7 @@ def test_a_run_outlives_what_happens_to_globus(federation: Federation) -> None:
     check_nothing_twice(federation)
     assert globus.faults.corrupted(federation.mailboxes["amsterdam"]) == 1
     assert sum(event["faults"] for event in bench.events("TransferEnded")) >= 1
-    assert [one["code"] for one in globus.submissions()].count("Duplicate") == 1
+    assert [one["code"] for one in globus.submissions()].count("Duplicate") >= 1
     assert json.loads(out)["data"]["model_sha256"] == in_peace(federation)
 
 

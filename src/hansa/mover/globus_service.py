@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hansa.core.errors import LoginError, TransferError
+from hansa.core.errors import GatewayError, LoginError, TransferError
 from hansa.core.files import FileRecord
 from hansa.login.clients import transfer_client
 from hansa.login.extra import extra
@@ -316,6 +316,8 @@ class Service:
             if isinstance(trouble, LoginError):
                 self._hang_up()  # the next call sees a login in another terminal
             raise trouble from error
+        except GatewayError as error:  # no answer from where tokens are made
+            raise TransferError.of(error) from error
         except (KeyError, TypeError, ValueError) as error:
             raise TransferError(
                 f"Globus gave an answer that makes no sense while {doing}: {error!r}"

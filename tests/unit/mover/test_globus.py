@@ -21,7 +21,7 @@ import globus
 import pytest
 from pydantic import ValidationError
 
-from hansa.core.errors import LoginError, StorageFull, TransferError
+from hansa.core.errors import GatewayError, LoginError, StorageFull, TransferError
 from hansa.core.files import FileRecord
 from hansa.core.remarks import OK, PROBLEM, UNKNOWN
 from hansa.mover import globus_check, globus_queue, globus_service
@@ -417,6 +417,16 @@ def test_a_service_that_is_away_is_transient(bench, service):
         service.start_service()
     assert caught.value.transient
     assert bench.log.lines() == []
+
+
+def test_no_answer_from_where_tokens_are_made_is_transient(bench, monkeypatch):
+    def nobody(collections):
+        raise GatewayError("Globus can't be reached while getting a token.")
+
+    monkeypatch.setattr(globus_service, "transfer_client", nobody)
+    with pytest.raises(TransferError, match="can't be reached") as caught:
+        bench.put()
+    assert caught.value.transient
 
 
 def test_a_service_that_dies_in_mid_transfer_is_found_again(bench, service):
