@@ -7,10 +7,10 @@ it can't read instead of raising it, which a run of weeks can't have.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from hansa.core.errors import FacilityError
 from hansa.gateway import globus_words as words
@@ -40,6 +40,9 @@ class Busy(Exception):
     def __init__(self, wait: float) -> None:
         super().__init__(f"busy for {wait:g} s")
         self.wait = wait
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,26 +142,21 @@ class GlobusRest:
 
         # Once, for a token to be refreshed or a connection to be made anew. That the
         # service is too busy is for all to know who share the limit.
-        def retry() -> RetryConfig:
-            return RetryConfig(
-                max_retries=1,
-                max_sleep=1.0,
-                retry_after_status_codes=(),
-                transient_error_status_codes=(),
+        def connected(kind: Callable[..., T]) -> T:
+            return kind(
+                base_url=self._client.web_service_address,
+                authorizer=self._client.authorizer,
+                transport=self._transport,
+                retry_config=RetryConfig(
+                    max_retries=1,
+                    max_sleep=1.0,
+                    retry_after_status_codes=(),
+                    transient_error_status_codes=(),
+                ),
             )
 
-        self._v2 = globus_sdk.ComputeClientV2(
-            base_url=self._client.web_service_address,
-            authorizer=self._client.authorizer,
-            transport=self._transport,
-            retry_config=retry(),
-        )
-        self._v3 = globus_sdk.ComputeClientV3(
-            base_url=self._client.web_service_address,
-            authorizer=self._client.authorizer,
-            transport=self._transport,
-            retry_config=retry(),
-        )
+        self._v2 = connected(globus_sdk.ComputeClientV2)
+        self._v3 = connected(globus_sdk.ComputeClientV3)
 
     def submit(
         self,

@@ -19,8 +19,8 @@ from hansa.core.errors import SchedulerError
 from hansa.core.units import Seconds
 from hansa.scheduler.base import JobSpec, JobState, JobStatus, Steps
 from hansa.scheduler.block_queue import STALE_S
-from hansa.scheduler.own_queue import OwnQueue
-from hansa.scheduler.script import batch_script, warning_s
+from hansa.scheduler.own_queue import OwnQueue, directives
+from hansa.scheduler.script import batch_script
 
 _QUEUE = Path(__file__).with_name("block_queue.py")
 
@@ -71,17 +71,7 @@ class BlockScheduler:
                 hint="Ask for fewer nodes, or let the endpoint hold a larger block and "
                 "raise scheduler.nodes in site.yaml.",
             )
-        said = {
-            "name": job.name,
-            "nodes": job.nodes,
-            "time": f"{job.time_s:g}",
-            "warning": f"{warning_s(job) and job.warning_s:g}",
-            "log": job.log,
-            "directory": job.directory,
-        }
-        return batch_script(
-            (f"{key}={value}" for key, value in said.items()), "#HANSA", job
-        )
+        return batch_script(directives(job), "#HANSA", job)
 
     def submit(self, script: Path) -> Steps[str]:
         """Put a rendered script into the queue; return the job's number in it.

@@ -19,8 +19,8 @@ from hansa.core.errors import SchedulerError
 from hansa.core.rng import uniform
 from hansa.core.units import Seconds
 from hansa.scheduler.base import JobSpec, JobState, JobStatus, Steps
-from hansa.scheduler.own_queue import OwnQueue
-from hansa.scheduler.script import batch_script, warning_s
+from hansa.scheduler.own_queue import OwnQueue, directives
+from hansa.scheduler.script import batch_script
 
 _QUEUE = Path(__file__).with_name("local_queue.py")
 
@@ -115,17 +115,8 @@ class LocalScheduler:
 
     def _directives(self, job: JobSpec) -> list[str]:
         wait = self._options.wait
-        said = {
-            "name": job.name,
-            "nodes": job.nodes,
-            "time": f"{job.time_s:g}",
-            "warning": f"{warning_s(job) and job.warning_s:g}",
-            "log": job.log,
-            "directory": job.directory,
-        }
-        if wait is not None:
-            said["wait"] = f"{wait.of(job.name):.3f}"
-        return [f"{key}={value}" for key, value in said.items()]
+        waits = [] if wait is None else [f"wait={wait.of(job.name):.3f}"]
+        return [*directives(job), *waits]
 
     def submit(self, script: Path) -> Steps[str]:
         """Submit a rendered script; return the job's number in the queue.

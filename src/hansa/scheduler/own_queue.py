@@ -10,7 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from hansa.core.errors import SchedulerError
-from hansa.scheduler.base import Answer, JobStatus
+from hansa.scheduler.base import Answer, JobSpec, JobStatus
+from hansa.scheduler.script import warning_s
+
+
+def directives(job: JobSpec) -> list[str]:
+    """Return what such a queue must know of a job, as ``key=value``."""
+    said = {
+        "name": job.name,
+        "nodes": job.nodes,
+        "time": f"{job.time_s:g}",
+        "warning": f"{warning_s(job) and job.warning_s:g}",
+        "log": job.log,
+        "directory": job.directory,
+    }
+    return [f"{key}={value}" for key, value in said.items()]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -324,6 +324,18 @@ def test_a_full_facility_is_told_as_such(bench, service):
     assert arrived(bench)
 
 
+def test_a_full_server_is_told_and_nothing_is_visible(bench, service):
+    bench.fill(bench.mailbox / "run/updates/a")
+    target = bench.source.parent.parent / "updates/a"
+    service.faults.full(bench.server)
+    with pytest.raises(StorageFull, match="the server"):
+        bench.do("get", "run/updates/a", target, FILES)
+    assert not target.exists()
+    service.faults.full(bench.server, full=False)
+    assert bench.do("get", "run/updates/a", target, FILES).bytes > 0
+    assert (target / "a.safetensors").read_bytes() == DATA
+
+
 def test_past_the_deadline_it_is_tried_again_without_what_arrived(bench, service):
     (bench.source / "b.safetensors").write_bytes(DATA)
     files = {**FILES, "b.safetensors": record(DATA)}
