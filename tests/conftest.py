@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
+import pytest_randomly
 from hypothesis import HealthCheck, settings
 
 # No deadlines: how fast a machine is must not decide a test. In CI the same examples
@@ -17,6 +19,16 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("hansa")
+
+# DeepSpeed offers a seeder of its own, which imports torch for every test and meets
+# what tests put in torch's place. Tests that draw numbers by torch seed it themselves.
+pytest_randomly.entrypoint_reseeds = []
+
+
+# A script that starts the tests in its background lets them ignore Ctrl-C. What they
+# start must not: some tests stop it that way.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(trylast=True)

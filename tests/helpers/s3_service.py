@@ -97,13 +97,23 @@ class Service:
         asking.close()
         self.asked.clear()
 
-    def objects(self) -> dict[str, bytes]:
+    def objects(self) -> set[str]:
+        """Return the keys in the bucket, which others may change meanwhile."""
+        return set(self._kept())
+
+    def content(self, key: str) -> bytes:
+        """Return what an object holds."""
+        data: bytes = self._kept()[key].value
+        return data
+
+    def _kept(self) -> Mapping[str, Any]:
         from moto.s3.models import s3_backends
 
         for account in s3_backends.values():
             bucket = account["aws"].buckets.get(BUCKET)
             if bucket is not None:
-                return {key: bucket.keys[key].value for key in bucket.keys}
+                kept: Mapping[str, Any] = bucket.keys
+                return kept
         return {}
 
     def change(self, key: str, data: bytes) -> None:
