@@ -1,5 +1,9 @@
 """The daemon of the local queue: starts jobs, warns them, ends them, notes the end.
 
+::
+
+    python -m hansa.scheduler.local_daemon --dir DIR
+
 Each job has a keeper: a fork of the daemon, in a session of its own, that holds a lock
 on ``<id>.run`` as long as it lives and leaves the exit code in ``<id>.exit``. So jobs
 survive the daemon, and the next daemon learns how they ended.
@@ -10,6 +14,7 @@ numbers are used again. Nothing is sent to a process that is another one by now.
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import json
 import os
@@ -21,10 +26,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from hansa.scheduler.local_queue import (
+    IDLE_S,
     Job,
+    QueueError,
     State,
     Store,
     active,
+    exit_code,
     finish,
     locked,
     try_lock,
@@ -302,3 +310,31 @@ def _become(job: Job, run: int) -> NoReturn:
         os.execv("/bin/sh", ["/bin/sh", job["script"]])  # noqa: S606 - the job itself
     finally:
         os._exit(126)
+
+
+# --- the program ----------------------------------------------------------------------
+
+
+def _serve(store: Store, idle_s: float, lock: int | None) -> None:
+    store.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    held = store.lock_daemon() if lock is None else lock
+    if held is None:
+        raise QueueError("a daemon is already there")
+    os.set_inheritable(held, False)
+    os.chdir(store.directory)  # `local` knows a daemon that lives by this
+    Daemon(store, idle_s).run(held)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve a queue; return the exit code."""
+    parser = argparse.ArgumentParser(prog="hansa.scheduler.local_daemon")
+    parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("--idle", type=float, default=IDLE_S)
+    parser.add_argument("--lock-fd", type=int)
+    asked = parser.parse_args(arguments)
+    store = Store(asked.dir.absolute())
+    return exit_code(lambda: _serve(store, asked.idle, asked.lock_fd))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

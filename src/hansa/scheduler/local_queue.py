@@ -5,7 +5,6 @@
     python -m hansa.scheduler.local_queue submit --dir DIR [--slots N] SCRIPT
     python -m hansa.scheduler.local_queue cancel --dir DIR ID...
     python -m hansa.scheduler.local_queue list   --dir DIR
-    python -m hansa.scheduler.local_queue serve  --dir DIR
 
 A daemon (`local_daemon`) is started when it is needed and leaves when there is nothing
 to do. A job takes `nodes` of the slots. Jobs start in the order of submission, and none
@@ -30,7 +29,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, TypedDict
@@ -40,6 +39,13 @@ IDLE_S = 30.0
 """An idle daemon leaves after this long."""
 KEEP_S = 86_400.0
 """Ended jobs are shown for a day."""
+_SOURCE = Path(__file__).parents[2]
+_DAEMON = """\
+import sys
+sys.path.append(sys.argv.pop(1))
+from hansa.scheduler.local_daemon import main
+sys.exit(main())
+"""
 
 
 class Job(TypedDict):
@@ -342,10 +348,11 @@ def _detach(store: Store, lock: int, idle_s: float) -> NoReturn:
         )
         for source, target in ((null, 0), (notes, 1), (notes, 2)):
             os.dup2(source, target)
-        serve = ["serve", "--dir", str(store.directory)]
+        # Without site-packages, which take long to look through: say where hansa is.
+        python = [sys.executable, "-I", "-S", "-c", _DAEMON, str(_SOURCE)]
         options = ["--idle", str(idle_s), "--lock-fd", str(lock)]
-        os.execv(  # noqa: S606 - our own interpreter and file
-            sys.executable, [sys.executable, "-I", "-S", __file__, *serve, *options]
+        os.execv(  # noqa: S606 - our own interpreter and program
+            sys.executable, [*python, "--dir", str(store.directory), *options]
         )
     finally:
         os._exit(127)
@@ -357,53 +364,43 @@ def _detach(store: Store, lock: int, idle_s: float) -> NoReturn:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hansa.scheduler.local_queue")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("submit", "cancel", "list", "serve"):
+    for verb in ("submit", "cancel", "list"):
         one = verbs.add_parser(verb)
         one.add_argument("--dir", type=Path, required=True)
-        if verb in ("submit", "serve"):
-            one.add_argument("--idle", type=float, default=IDLE_S)
         if verb == "submit":
+            one.add_argument("--idle", type=float, default=IDLE_S)
             one.add_argument("--slots", type=int)
             one.add_argument("script", type=Path)
         if verb == "cancel":
             one.add_argument("ids", nargs="*")
-        if verb == "serve":
-            one.add_argument("--lock-fd", type=int)
     return parser
 
 
-def _serve(store: Store, idle_s: float, lock: int | None) -> None:
-    store.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    held = store.lock_daemon() if lock is None else lock
-    if held is None:
-        raise QueueError("a daemon is already there")
-    os.set_inheritable(held, False)
-    os.chdir(store.directory)  # `local` knows a daemon that lives by this
-    # Started by file name, without site-packages: say where hansa itself is.
-    sys.path.append(str(Path(__file__).parents[2]))
-    from hansa.scheduler.local_daemon import Daemon  # noqa: PLC0415
+def _carry_out(asked: argparse.Namespace) -> None:
+    store = Store(asked.dir.absolute())
+    if asked.verb == "submit":
+        job = submit(store, asked.script, asked.slots, asked.idle)
+        sys.stdout.write(f"{job}\n")
+    elif asked.verb == "cancel":
+        cancel(store, asked.ids)
+    else:
+        sys.stdout.write(listing(store))
 
-    Daemon(store, idle_s).run(held)
+
+def exit_code(program: Callable[[], None]) -> int:
+    """Run a program of the queue; return its exit code, and say why it is not 0."""
+    try:
+        program()
+    except (QueueError, OSError) as error:
+        sys.stderr.write(f"local queue: {error}\n")
+        return 1
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; return the exit code."""
     asked = _parser().parse_args(arguments)
-    store = Store(asked.dir.absolute())
-    try:
-        if asked.verb == "submit":
-            job = submit(store, asked.script, asked.slots, asked.idle)
-            sys.stdout.write(f"{job}\n")
-        elif asked.verb == "cancel":
-            cancel(store, asked.ids)
-        elif asked.verb == "list":
-            sys.stdout.write(listing(store))
-        else:
-            _serve(store, asked.idle, asked.lock_fd)
-    except (QueueError, OSError) as error:
-        sys.stderr.write(f"local queue: {error}\n")
-        return 1
-    return 0
+    return exit_code(lambda: _carry_out(asked))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def daemons(directory: Path) -> list[int]:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            if b"serve" in words and os.fsencode(directory) in words:
+            if b"--lock-fd" in words and os.fsencode(directory) in words:
                 found.append(int(entry.name))
     return found
 
