@@ -133,3 +133,8 @@ def die(
 ) -> Outcome:
     """End the process as if memory had run out."""
     os._exit(9)
+
+
+def divide(whole: int, by: int) -> int:
+    """Work for a process that is easily made to fail."""
+    return whole // by

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -42,9 +43,18 @@ def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     raise AssertionError("no two processes were at work in time")
 
 
+def is_deaf(process: psutil.Process) -> bool:
+    """Tell whether Ctrl-C is blocked in a process."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    (line,) = [one for one in status.splitlines() if one.startswith("SigBlk:")]
+    return bool(int(line.split()[1], 16) >> (signal.SIGINT - 1) & 1)
+
+
 def test_after_ctrl_c_nothing_is_left(comparison: subprocess.Popen[str]) -> None:
     children = workers_of(comparison)
-    comparison.send_signal(signal.SIGINT)
+    workers = [one for one in children if "spawn_main" in " ".join(one.cmdline())]
+    assert [is_deaf(one) for one in workers] == [True, True]
+    os.killpg(comparison.pid, signal.SIGINT)  # as a terminal does
     _, words = comparison.communicate(timeout=DEADLINE_S)
     assert comparison.returncode == 130
     assert "Traceback" not in words

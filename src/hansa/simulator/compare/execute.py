@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing as mp
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 from hansa.core.errors import HansaError, SimulationError, SpecError
 from hansa.journal import read
 from hansa.report.timeline import Timeline, timeline
+from hansa.simulator.compare.processes import Processes
 from hansa.simulator.compare.score import Score, score
 from hansa.simulator.compare.study import Configuration, Study, load
 from hansa.simulator.outcome import Outcome
@@ -28,7 +22,7 @@ from hansa.spec.federation import FederationSpec
 PIECES = 8
 """Tasks are split until each process has so many: the last ones end together."""
 
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+Result = TypeVar("Result")
 
 
 class Simulate(Protocol):
@@ -52,6 +46,19 @@ class Task:
 
     configuration: Configuration
     seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What every task of a study is carried out with."""
+
+    study: Study
+    simulate: Simulate
+
+    def federation(self, task: Task) -> FederationSpec:
+        """Return a task's federation, completed and checked."""
+        study = self.study
+        return load(study.document, study.path, task.configuration.overrides)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +92,10 @@ class Workers:
     """
 
     def __init__(self, study: Study, jobs: int, simulate: Simulate = simulate) -> None:
-        self._study, self._jobs, self._simulate = study, jobs, simulate
-        self._pool: ProcessPoolExecutor | None = None
-        self._others: list[mp.process.BaseProcess] = []
+        self._jobs, self._means = jobs, Means(study, simulate)
+        self._processes = Processes(jobs, self._means) if jobs > 1 else None
 
     def __enter__(self) -> Self:
-        if self._jobs > 1:
-            self._others = mp.active_children()
-            self._pool = ProcessPoolExecutor(
-                self._jobs,
-                mp_context=mp.get_context("spawn"),
-                initializer=_begin,
-                initargs=(self._study, self._simulate),
-            )
         return self
 
     def __exit__(
@@ -106,13 +104,8 @@ class Workers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._pool is None:
-            return
-        if kind is not None:
-            for child in mp.active_children():
-                if child not in self._others:
-                    child.terminate()
-        self._pool.shutdown(cancel_futures=True)
+        if self._processes is not None:
+            self._processes.end(at_once=kind is not None)
 
     def run(self, tasks: Sequence[Task], done: Done) -> list[tuple[Run, ...]]:
         """Return the results of all tasks, in their order and that of their seeds.
@@ -130,24 +123,12 @@ class Workers:
             for piece in _split(task, len(tasks), self._jobs)
         ]
         found: list[tuple[Run, ...]] = [() for _ in tasks]
-        results = self._results([piece for _, piece in pieces], done)
+        results = self._each(
+            carry_out, [piece for _, piece in pieces], lambda runs: done(len(runs))
+        )
         for (index, _), runs in zip(pieces, results, strict=True):
             found[index] += runs
         return found
-
-    def _results(self, tasks: Sequence[Task], done: Done) -> list[tuple[Run, ...]]:
-        if self._pool is None:
-            found = []
-            for task in tasks:
-                found.append(carry_out(self._study, task, self._simulate))
-                done(len(task.seeds))
-            return found
-        with _children_of_their_own(), _explained():
-            futures = [self._pool.submit(_carry_out, task) for task in tasks]
-        with _explained():
-            for future in as_completed(futures):
-                done(len(future.result()))
-            return [future.result() for future in futures]
 
     def timelines(self, tasks: Sequence[Task]) -> list[Timeline | None]:
         """Return who did what, when, in the first run of each task.
@@ -155,12 +136,21 @@ class Workers:
         Raises:
             SimulationError: A process died.
         """
-        if self._pool is None:
-            return [draw(self._study, task, self._simulate) for task in tasks]
-        with _children_of_their_own(), _explained():
-            futures = [self._pool.submit(_draw, task) for task in tasks]
-        with _explained():
-            return [future.result() for future in futures]
+        return self._each(draw, tasks, lambda _: None)
+
+    def _each(
+        self,
+        work: Callable[[Means, Task], Result],
+        tasks: Sequence[Task],
+        done: Callable[[Result], None],
+    ) -> list[Result]:
+        if self._processes is not None:
+            return self._processes.each(work, tasks, done)
+        found = []
+        for task in tasks:
+            found.append(work(self._means, task))
+            done(found[-1])
+        return found
 
 
 def _split(task: Task, tasks: int, jobs: int) -> list[Task]:
@@ -171,33 +161,35 @@ def _split(task: Task, tasks: int, jobs: int) -> list[Task]:
     ]
 
 
-def carry_out(study: Study, task: Task, simulate: Simulate) -> tuple[Run, ...]:
+def carry_out(means: Means, task: Task) -> tuple[Run, ...]:
     """Carry a task's runs out in this process, one after the other."""
     try:
-        spec = load(study.document, study.path, task.configuration.overrides)
+        spec = means.federation(task)
     except HansaError as error:
         return tuple(Broken(True, _words(error)) for _ in task.seeds)
-    return tuple(_run(spec, seed, study.target, simulate) for seed in task.seeds)
+    return tuple(_run(spec, seed, means) for seed in task.seeds)
 
 
-def _run(
-    spec: FederationSpec, seed: int, target: float | None, simulate: Simulate
-) -> Run:
+def _run(spec: FederationSpec, seed: int, means: Means) -> Run:
     try:
-        return score(simulate(spec, seed=seed, target=target))
+        return score(means.simulate(spec, seed=seed, target=means.study.target))
     except (SpecError, SimulationError) as error:
         return Broken(True, _words(error))
     except Exception as error:  # it is told with its seed, and the others go on
         return Broken(False, _words(error))
 
 
-def draw(study: Study, task: Task, simulate: Simulate) -> Timeline | None:
+def draw(means: Means, task: Task) -> Timeline | None:
     """Return who did what, when, in a task's first run; None if it can't be run."""
     with TemporaryDirectory(prefix="hansa-") as place:
         folder = Path(place) / "run"
         try:
-            spec = load(study.document, study.path, task.configuration.overrides)
-            simulate(spec, seed=task.seeds[0], target=study.target, folder=folder)
+            means.simulate(
+                means.federation(task),
+                seed=task.seeds[0],
+                target=means.study.target,
+                folder=folder,
+            )
             records = list(read(folder / "journal.jsonl"))
         except HansaError:  # told already, where the run's own result was asked for
             return None
@@ -208,59 +200,3 @@ def _words(error: Exception) -> str:
     if isinstance(error, HansaError):
         return f"{error.message} {error.hint or ''}".strip()
     return f"{type(error).__name__}: {error}"
-
-
-# In the other processes.
-
-_given: list[tuple[Study, Simulate]] = []
-
-
-def _begin(study: Study, simulate: Simulate) -> None:
-    _given[:] = [(study, simulate)]
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A parent that was killed can't tell its children; they would wait for ever."""
-    parent = mp.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _carry_out(task: Task) -> tuple[Run, ...]:
-    study, simulate = _given[0]
-    return carry_out(study, task, simulate)
-
-
-def _draw(task: Task) -> Timeline | None:
-    study, simulate = _given[0]
-    return draw(study, task, simulate)
-
-
-@contextmanager
-def _children_of_their_own() -> Iterator[None]:
-    """Let processes begin with one thread each and deaf to Ctrl-C, which is ours."""
-    kept = {name: os.environ.get(name) for name in THREADS}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    os.environ.update(dict.fromkeys(THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in kept.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    try:
-        yield
-    except BrokenProcessPool as error:
-        raise SimulationError(
-            "A process of the comparison died.",
-            hint="Is there enough memory? Try fewer --jobs.",
-        ) from error
