@@ -29,6 +29,7 @@ STATE = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?")
 WHOLE = re.compile(r"0|[1-9][0-9]{0,8}")
 WORD = r"^[A-Za-z0-9][A-Za-z0-9_.:@+-]{0,63}$"
 """One word of a batch system (queue, account): no option can be smuggled in by it."""
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 ASSIGNMENT = re.compile(
     rf"(train|evaluate|ahead|trial)-([0-9]{{4,9}})-({NAME.pattern})-([0-9]{{1,6}})"
 )
@@ -47,6 +48,14 @@ def check_name(name: str, what: str) -> str:
         hint="Use 1 to 32 of a-z, 0-9, '-' and '_', with a letter or digit at both "
         "ends.",
     )
+
+
+def is_hub_id(source: str) -> bool:
+    """Tell whether a model's source is a name on the Hugging Face hub, as ``org/name``.
+
+    It is then looked up in a cache and never taken as a path.
+    """
+    return HUB_ID.fullmatch(source) is not None and ".." not in source
 
 
 def check_run(run: str) -> str:

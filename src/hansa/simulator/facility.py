@@ -328,9 +328,7 @@ class SimulatedFacility:
         if order.asked:
             return
         self._orders.pop(what.assignment, None)
-        first = what.first
-        if first is None:
-            first = (what.round - 1) * order.steps
+        progress = world.core.progress(what.assignment)
         is_partial = steps < order.steps
         control = world.store.state(what.control) if what.control else None
         try:
@@ -341,7 +339,7 @@ class SimulatedFacility:
                     assignment=what.assignment,
                     round=what.round,
                     steps=steps,
-                    first=first,
+                    seen=0 if progress is None else progress.seen,
                     lr_scale=what.lr_scale,
                     proximal=what.proximal,
                     control=control,

@@ -111,6 +111,26 @@ class UpdateRequest(Message):
     compress: Literal["none", "zstd"] = "none"
 
 
+class Measure(Message):
+    """What the job of an order is to measure; see `hansa.worker.meter.Measure`."""
+
+    warm_up: Annotated[int, Field(ge=0)]
+    steps: Annotated[int, Field(ge=1)]
+    profiled: Annotated[int, Field(ge=0)] = 0
+
+
+class Generate(Message):
+    """What an evaluation is to generate, beside the loss.
+
+    Attributes:
+        tokens: Most tokens of an answer.
+        limit: Most answers of each task.
+    """
+
+    tokens: Annotated[int, Field(ge=1)]
+    limit: Annotated[int, Field(ge=1)]
+
+
 class Order(Message):
     """What the server asks for. Immutable once written.
 
@@ -121,10 +141,15 @@ class Order(Message):
         evaluate: Measure the local model after training.
         nonce: Drawn by the server for each run, so that a new run under an old id
             can't take the old run's orders for its own.
-        first: Index of the order's first step in the facility's stream of batches.
+        first: Steps that the facility did before; None: ``(round - 1) * steps``.
+        seen: Samples of the facility's stream of data that its updates up to now were
+            made of: the order's first batch follows them. None, in orders of older
+            servers: those of `first` steps.
         lr_scale: Factor on the learning rate in `work`.
         proximal: mu of FedProx; 0: none.
         control: State in the mailbox that is added to every gradient.
+        measure: What of its steps is timed; None: nothing in particular.
+        generate: Answers that an evaluation generates; None: it measures the loss.
     """
 
     schema_: Literal[1] = Field(alias="schema")
@@ -143,9 +168,12 @@ class Order(Message):
     evaluate: bool = False
     nonce: Word | Literal[""] = ""
     first: Annotated[int, Field(ge=0)] | None = None
+    seen: Annotated[int, Field(ge=0)] | None = None
     lr_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     proximal: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     control: StateRef | Literal[""] = ""
+    measure: Measure | None = None
+    generate: Generate | None = None
 
     def problem(self) -> str | None:
         """Return what contradicts itself in the order, or None."""
@@ -159,6 +187,10 @@ class Order(Message):
             return "an evaluation names no version"
         if self.kind == "train" and self.steps is None and "steps" not in self.work:
             return "a training order has no steps"
+        if self.kind == "train" and self.generate is not None:
+            return "a training order generates no answers"
+        if self.kind == "evaluate" and self.measure is not None:
+            return "an evaluation has no steps to measure"
         corrected = self.lr_scale != 1 or self.proximal or self.control
         if self.kind == "evaluate" and corrected:
             return "an evaluation corrects no steps"

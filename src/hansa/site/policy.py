@@ -11,11 +11,14 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 from hansa.core.errors import PolicyError
-from hansa.core.ids import ASSIGNMENT, is_ahead
+from hansa.core.ids import ASSIGNMENT, is_ahead, is_hub_id
 from hansa.core.units import format_duration
 from hansa.site.order import JobRequest, Order, split_job
 from hansa.site.rpc import Place, Submit
 from hansa.spec.site import SiteSpec, TaskAccess
+
+PROGRAM = "program"
+"""The trainer that starts a program of the facility."""
 
 
 def check(site: SiteSpec, ask: Submit | Place) -> None:
@@ -29,7 +32,7 @@ def check(site: SiteSpec, ask: Submit | Place) -> None:
     else:
         _check_address(site, ask)
         _check_data(site, ask.order)
-        model_source(site, ask.order.model.source)
+        source(site, ask.order)
     _check_limits(site, ask.job)
 
 
@@ -54,8 +57,34 @@ def groups(access: TaskAccess, order: Order) -> tuple[str, ...] | None:
     return access.splits if order.task.data is None else order.task.data
 
 
+def source(site: SiteSpec, order: Order) -> str:
+    """Return the model source of an order as it is here.
+
+    Raises:
+        PolicyError: site.yaml does not allow it.
+    """
+    name = order.model.source
+    if order.model.trainer != PROGRAM:
+        return model_source(site, name)
+    program(site, name)
+    return name
+
+
+def program(site: SiteSpec, name: str) -> tuple[str, ...]:
+    """Return the command line of a program.
+
+    Raises:
+        PolicyError: site.yaml does not list it.
+    """
+    if name not in site.programs:
+        _refuse(site, "programs", f"the program {name!r}", _listed(site.programs))
+    return site.programs[name]
+
+
 def model_source(site: SiteSpec, source: str) -> str:
     """Return what a model source is here: renamed, or the name itself.
+
+    A name on the Hugging Face hub is looked up in this facility's cache by the job.
 
     Raises:
         PolicyError: It is code or a path that site.yaml does not list.
@@ -65,7 +94,7 @@ def model_source(site: SiteSpec, source: str) -> str:
     if ":" in source:
         if source not in site.modules:
             _refuse(site, "modules", f"the code {source!r}", _listed(site.modules))
-    elif _is_path(source):
+    elif _is_path(source) and not is_hub_id(source):
         _refuse(site, "models", f"the path {source!r}", _listed(site.models))
     return source
 

@@ -69,6 +69,7 @@ def job_json(site: SiteSpec, ask: Submit | Place) -> dict[str, Any]:
         "state_dir": str(notes_of(site, ask).path),
         "task": None if order is None else _task(site, order),
         "modules": list(site.modules),
+        "program": _program(site, order),
         "nodes": job.nodes,
         "ranks_per_node": policy.ranks_per_node(site, job),
         "launched": bool(site.environment.launch.strip()),
@@ -92,8 +93,17 @@ def job_json(site: SiteSpec, ask: Submit | Place) -> dict[str, Any]:
 
 def _resolved(site: SiteSpec, order: Order) -> dict[str, Any]:
     data = order_json(order)
-    data["model"]["source"] = policy.model_source(site, order.model.source)
+    data["model"]["source"] = policy.source(site, order)
     return data
+
+
+def _program(site: SiteSpec, order: Order | None) -> list[str]:
+    """Return the command line of the program that an order names, if it does."""
+    if order is None or order.model.trainer != policy.PROGRAM:
+        return []
+    words = policy.program(site, order.model.source)
+    python = interpreter(site.environment)
+    return [python if word == "python" else word for word in words]
 
 
 def _task(site: SiteSpec, order: Order) -> dict[str, Any]:
@@ -146,21 +156,15 @@ def notes_for_people(site: SiteSpec, ask: Submit | Place) -> list[str]:
 
 def _remarks(site: SiteSpec, ask: Submit | Place) -> Iterator[str]:
     ranks = policy.ranks_per_node(site, ask.job) * ask.job.nodes
-    if ranks == 1:
+    if ranks == 1 or site.environment.launch.strip():
         return
-    if site.environment.launch.strip():
-        yield (
-            f"The job starts {ranks} ranks, but today's trainers work in one process: "
-            f"the other {ranks - 1} check in and leave."
-        )
-    else:
-        yield (
-            f"`environment.launch` of {site.name} is empty: the job is one process on "
-            f"the first of its {ask.job.nodes} nodes."
-            if ask.job.nodes > 1
-            else f"`environment.launch` of {site.name} is empty: the job is one "
-            f"process, not {ranks}."
-        )
+    yield (
+        f"`environment.launch` of {site.name} is empty: the job is one process on "
+        f"the first of its {ask.job.nodes} nodes."
+        if ask.job.nodes > 1
+        else f"`environment.launch` of {site.name} is empty: the job is one "
+        f"process, not {ranks}."
+    )
 
 
 def _command(site: SiteSpec, ask: Submit | Place) -> list[str]:

@@ -238,6 +238,13 @@ class FacilitySpec(Section):
         None, description="groups of the task's data to train on; null: all it has"
     )
     work: WorkSpec = Field(description="what one assignment does")
+    seconds_per_step: float | None = Field(
+        None,
+        gt=0,
+        description="how long a step of `work` takes on `job.nodes`, as `hansa bench "
+        "throughput` has measured; strategies that go by speed begin with it; null: "
+        "they learn it",
+    )
     simulation: FacilitySimulation | None = Field(
         None, description="how the facility is simulated; a real run does not read it"
     )
@@ -315,8 +322,9 @@ def plan_hash(spec: FederationSpec) -> str:
     """
     plan = spec.model_dump(mode="json")
     for part in (plan, *plan["facilities"].values()):
-        if part["simulation"] is None:
-            del part["simulation"]
+        for key in ("simulation", "seconds_per_step"):
+            if key in part and part[key] is None:
+                del part[key]
     if plan["stop"]["updates"] is None:
         del plan["stop"]["updates"]
     canonical = json.dumps(plan, sort_keys=True, separators=(",", ":"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import string
 from collections.abc import Mapping
 from dataclasses import replace
@@ -250,6 +251,13 @@ class SiteSpec(Section):
         default_factory=dict,
         description="local folder of a model source, by the federation's name for it",
     )
+    programs: dict[
+        str, Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+    ] = Field(
+        default_factory=dict,
+        description="command lines that the trainer `program` may start, by the name "
+        "that `model.source` has; `python` is the interpreter of `environment`",
+    )
     limits: LimitsSpec = Field(
         default_factory=LimitsSpec, description="the most a federation may ask for"
     )
@@ -303,7 +311,7 @@ def load_site(path: str | Path) -> SiteSpec:
     base = Path(path).absolute().parent
     state = doc.data.get("state") or f".hansa/{doc.data.get('name')}"
     doc = replace(doc, data={**doc.data, "state": state})
-    doc, problems = _with_paths(doc, base)
+    doc, problems = _with_paths(_with_programs(doc, base), base)
     doc, found = _with_scheduler(doc, base)
     problems += found + _check_tasks(doc) + _check_state(doc)
     try:
@@ -341,6 +349,31 @@ def _path_keys(data: Mapping[str, Any]) -> list[KeyPath]:
     if isinstance(python, str) and "/" in python:
         keys.append(("environment", "python"))
     return keys
+
+
+def _with_programs(doc: Document, base: Path) -> Document:
+    """Divide command lines into words, and take Python files from the file's folder."""
+    programs = doc.data.get("programs")
+    if not isinstance(programs, Mapping):
+        return doc
+    found = dict(programs)
+    for name, line in programs.items():
+        words = _words(line)
+        if isinstance(words, list):
+            found[name] = [_script(word, base) for word in words]
+    return replace(doc, data={**doc.data, "programs": found})
+
+
+def _words(line: object) -> object:
+    try:
+        return shlex.split(line) if isinstance(line, str) else line
+    except ValueError:  # a quotation mark is missing; pydantic tells where
+        return line
+
+
+def _script(word: object, base: Path) -> object:
+    is_file = isinstance(word, str) and word.endswith(".py")
+    return str(absolute(str(word), base)) if is_file else word
 
 
 def _keys(value: object) -> list[str]:

@@ -152,6 +152,7 @@ class UpdateManifest(_Manifest):
         base_sha256: `VersionManifest.sha256` of that version as the job read it.
         tensors: What the tensor files hold; of int8 the scales, too (`codec`).
         files: What travels.
+        training: How it was trained, as ``{"sharding": "fsdp"}``.
         block: Numbers that share a scale, in an update of dtype int8.
         unpacked: The tensor files, where `files` are these, packed (`packing`).
     """
@@ -167,6 +168,7 @@ class UpdateManifest(_Manifest):
     metrics: dict[Word, Number] = {}
     losses: dict[Word, Number] = {}
     timings: dict[Word, Seconds] = {}
+    training: dict[Word, Word] = {}
     dtype: Word | None = None
     block: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     unpacked: dict[FileName, Record] = {}

@@ -78,6 +78,7 @@ class Measured:
         metrics: Numbers by name, as `train_loss`, `eval_loss`.
         losses: Test loss by task.
         timings: Seconds by name.
+        training: How it was trained, as ``{"sharding": "fsdp"}``.
     """
 
     assignment: str
@@ -90,6 +91,7 @@ class Measured:
     metrics: Mapping[str, float] = field(default_factory=dict)
     losses: Mapping[str, float] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)
+    training: Mapping[str, str] = field(default_factory=dict)
 
 
 def deltas(

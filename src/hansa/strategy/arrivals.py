@@ -182,7 +182,11 @@ class Arrivals(ABC):
     ) -> None:
         self.common = options
         self.context = context
-        self.places = {name: Place() for name in sorted(context.facilities)}
+        paces = context.seconds_per_step
+        self.places = {
+            name: Place(estimates=FacilityEstimates.known(paces.get(name)))
+            for name in sorted(context.facilities)
+        }
         self.newest = -1
         self._names_bases = names_bases
         self._ready: list[list[UpdateArrived]] = []

@@ -26,11 +26,13 @@ class StrategyContext:
         facilities: Their names, in the order of the file.
         steps: ``work.steps`` of each facility: what an order without steps does.
         walltimes: Seconds that a facility's jobs may run.
+        seconds_per_step: Of the facilities whose speed was measured before the run.
     """
 
     facilities: tuple[str, ...]
     steps: Mapping[str, int] = field(default_factory=dict)
     walltimes: Mapping[str, float] = field(default_factory=dict)
+    seconds_per_step: Mapping[str, float] = field(default_factory=dict)
 
 
 class Strategy(Protocol):

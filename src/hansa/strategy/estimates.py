@@ -3,7 +3,8 @@
 Each quantity is estimated from its own records only: the queue wait by the facility's
 scheduler, steps and start-up by the clock of its jobs, transfers by the mover. They
 are never inferred from one another: a long queue does not make a machine slow.
-The first observation is the estimate; nothing is guessed before it.
+The first observation is the estimate; nothing is guessed before it. A speed that was
+measured before the run (`hansa bench throughput`) is such an observation.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from math import isfinite
+from typing import Self
 
 from hansa.core.events import Event, JobStarted, UpdateArrived
 
@@ -89,6 +91,20 @@ class FacilityEstimates:
     seconds_per_step: Estimate = field(default_factory=Estimate)
     startup: Estimate = field(default_factory=Estimate)
     transfer: Estimate = field(default_factory=Estimate)
+
+    @classmethod
+    def known(cls, seconds_per_step: float | None) -> Self:
+        """Return estimates that begin with what was measured before the run.
+
+        It counts like an observation, so the run's own soon outweigh it.
+
+        Args:
+            seconds_per_step: Of the plan's jobs; None: nothing was measured.
+        """
+        made = cls()
+        if seconds_per_step is not None:
+            _see(made.seconds_per_step, seconds_per_step)
+        return made
 
     def see(self, event: Event) -> None:
         """Learn from an event of this facility; most have nothing to tell."""

@@ -124,7 +124,10 @@ class SemiSync(FedAvg):
         self._a = options.a
         self._max_staleness = options.max_staleness
         self._steps = context.steps
-        self._estimates = {name: FacilityEstimates() for name in self.facilities}
+        paces = context.seconds_per_step
+        self._estimates = {
+            name: FacilityEstimates.known(paces.get(name)) for name in self.facilities
+        }
         self._given: dict[str, float] = {}
         self._started: dict[str, JobStarted] = {}
         self._now = 0.0

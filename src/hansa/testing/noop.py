@@ -20,6 +20,7 @@ from hansa.worker.base import (
     Array,
     Correction,
     Example,
+    Report,
     TaskPlugin,
     TensorReader,
     TrainerContext,
@@ -88,6 +89,7 @@ class Noop:
     def __init__(self, context: TrainerContext) -> None:
         if not isinstance(context.model_options, NoopModelOptions):
             raise TypeError("model_options must be NoopModelOptions")
+        self._meter = context.meter
         sizes = _sizes(context.model_options)
         fresh = context.assets is None
         self._tensors: dict[str, Array] = {
@@ -112,17 +114,24 @@ class Noop:
         if correction != Correction():
             raise SpecError("The trainer 'noop' has no gradient that can be corrected.")
 
-    def step(self, batch: Sequence[Example]) -> float:
+    def step(self, batch: Sequence[Example], of: int | None = None) -> float:
         """Add a little to the first number of each tensor; the loss is always 1."""
-        del batch
-        for tensor in self._tensors.values():
-            first: NDArray[Any] = tensor[:1]
-            first += tensor.dtype.type(_STEP)
+        del of
+        with self._meter.step():
+            for tensor in self._tensors.values():
+                first: NDArray[Any] = tensor[:1]
+                first += tensor.dtype.type(_STEP)
+            self._meter.count(samples=len(batch))
         return 1.0
 
     def evaluate(self, examples: Iterable[Example]) -> Mapping[str, float]:
         """Return a loss of 1 for the only task."""
         return {example.task: 1.0 for example in examples}
+
+    def report(self) -> Report:
+        """Return what was measured, if the order asks for that."""
+        words = {"device": "cpu"}
+        return Report(words=words, numbers=self._meter.numbers())
 
     def save(self, directory: Path) -> None:
         """Write all tensors into one file."""

@@ -1,7 +1,7 @@
 import pytest
 
 from hansa.core.errors import PolicyError
-from hansa.site import policy, rpc
+from hansa.site import policy, prepare, rpc
 
 
 @pytest.fixture
@@ -46,12 +46,17 @@ def test_what_is_listed_is_allowed(make_site, ask):
             "`models`",
             "'llama'",
         ),
+        (
+            {"model": {"trainer": "program", "source": "sh", "dtype": "float32"}},
+            "`programs`",
+            "'mine'",
+        ),
     ],
 )
 def test_refusals_name_the_key_and_what_is_allowed(
     make_site, ask, change, key, allowed
 ):
-    error = refused(make_site(), ask(**change))
+    error = refused(make_site(programs={"mine": ["python", "/a.py"]}), ask(**change))
     assert key in error.message
     assert "polaris" in error.message
     assert allowed in error.hint
@@ -77,6 +82,7 @@ def test_no_limits_no_refusal(make_site, ask):
         ("/home/me/llama", "/models/mine"),
         ("zeros", "zeros"),
         ("smollm2", "smollm2"),
+        ("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M"),
         ("mylab.models:net", "mylab.models:net"),
     ],
 )
@@ -94,8 +100,8 @@ def test_model_sources(make_site, source, here):
         "~/x",
         "$HOME/x",
         "a/b/c",
-        "models/secret",
-        "HuggingFaceTB/SmolLM2-135M",
+        "models/.secret",
+        "models/a..b",
         "",
         "a\\b",
         "m:f",
@@ -200,3 +206,13 @@ def test_a_job_queued_ahead_leaves_a_place_for_orders(make_site, ask, place, mos
     policy.check_queue(site, ask(), names)
     policy.check_queue(site, rpc.parse_request(place("trial-0001-polaris-1")), names)
     policy.check_queue(make_site(limits={"jobs_in_queue": most + 1}), ahead, names)
+
+
+def test_a_program_is_the_sites_command_line(make_site, ask):
+    site = make_site(programs={"llama": ["python", "/a.py", "-x"]})
+    model = {"trainer": "program", "source": "llama", "dtype": "float32"}
+    order = ask(model=model).order
+    # Not the folder that `models` has under that name.
+    assert policy.source(site, order) == "llama"
+    command = prepare._program(site, order)
+    assert command == [prepare.interpreter(site.environment), "/a.py", "-x"]

@@ -122,9 +122,11 @@ def test_corrections_have_bounds(make_order, field, value):
 
 
 def test_an_order_of_before_the_corrections_is_understood(make_order):
-    order = make_order(first=4, lr_scale=0.5, proximal=0.1, control="state/c-a/7")
+    order = make_order(
+        first=4, seen=64, lr_scale=0.5, proximal=0.1, control="state/c-a/7"
+    )
     assert order_words.Order.model_validate(order).control == "state/c-a/7"
-    for field in ("first", "lr_scale", "proximal", "control"):
+    for field in ("first", "seen", "lr_scale", "proximal", "control"):
         del order[field]
     old = order_words.Order.model_validate(order)
     assert (old.first, old.lr_scale, old.proximal, old.control) == (None, 1, 0, "")

@@ -43,6 +43,7 @@ def test_submit_writes_order_job_and_script(facility, submit):
             "options": {"sites": 4, "x": 1},  # the site's word goes last
         },
         "modules": ["mylab.models:net"],
+        "program": [],
         "nodes": 2,
         "ranks_per_node": 1,
         "launched": False,
@@ -115,10 +116,7 @@ def test_the_sites_environment(facility, submit):
     job = {"nodes": 3, "ranks_per_node": 4, "time": 3600}
     reply = facility.data(submit(job=job, dry_run=True))
     assert "exec mpiexec -n 12 --ppn 4 -N 3 python3.12" in reply["script"]
-    assert reply["notes"] == [
-        "The job starts 12 ranks, but today's trainers work in one process: the other "
-        "11 check in and leave."
-    ]
+    assert reply["notes"] == []
 
 
 def test_the_sites_node_and_directives(facility, submit):

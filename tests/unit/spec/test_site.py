@@ -308,3 +308,14 @@ def test_the_pace_depends_on_the_scheduler(
     data = {"name": "b", "mailbox": "/m", "state": "/s", "tasks": {"parts": {}}}
     site = SiteSpec.model_validate({**data, "scheduler": scheduler, "poll": poll})
     assert (site.poll.first, site.poll.longest) == (first, longest)
+
+
+@pytest.mark.parametrize(
+    "words", ["[python, own/train.py, --quick]", "python own/train.py --quick"]
+)
+def test_python_files_of_programs_are_taken_from_the_files_folder(
+    folder: Path, edit: Any, words: str
+) -> None:
+    edit("mailbox: mail", f"mailbox: mail\nprograms: {{mine: {words}}}", "site.yaml")
+    found = load_site("site.yaml").programs
+    assert found == {"mine": ("python", str(folder / "own/train.py"), "--quick")}

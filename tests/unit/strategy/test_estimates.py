@@ -168,3 +168,13 @@ def test_times_that_can_not_be_are_not_believed(lie: float) -> None:
         seen.see(arrived(20, startup_s=lie, transfer_s=lie))
     assert seen.queue_wait.median is None
     assert (seen.startup.median, seen.transfer.median) == (30.0, 4.0)
+
+
+def test_a_pace_measured_before_the_run_is_the_first_observation() -> None:
+    known = FacilityEstimates.known(10.0)
+    assert known.seconds_per_step.median == 10.0
+    assert known.queue_wait.median is None
+    assert FacilityEstimates.known(None).seconds_per_step.median is None
+    # Of two the newer one counts more: the run's own word outweighs it at once.
+    known.seconds_per_step.see(20.0)
+    assert known.seconds_per_step.median == 20.0

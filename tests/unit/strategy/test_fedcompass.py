@@ -46,6 +46,16 @@ def test_the_first_order_is_short_and_makes_a_version_by_itself() -> None:
     }
 
 
+def test_speeds_measured_before_the_run_form_groups_from_the_first_order_on() -> None:
+    context = StrategyContext(
+        facilities=("a", "b", "c"), seconds_per_step={"a": 1.0, "b": 2.0}
+    )
+    told = Told(FedCompass(FedCompassOptions(), context))
+    told.publish()
+    # `a` founds a group that is there after 100 steps; `b` does 50 meanwhile.
+    assert (steps(told, "a"), steps(told, "b"), steps(told, "c")) == (100, 50, 20)
+
+
 def test_the_queue_is_no_part_of_the_speed() -> None:
     told = opened("a")
     told.start("a", queue_wait=7200.0)

@@ -12,9 +12,16 @@ from statistics import median
 from typing import Any
 
 from hansa.coordinator.folder import RunFolder
+from hansa.coordinator.throughput import Study
 from hansa.core.errors import SimulationError
 from hansa.simulator.fit.describe import Fit, changes, made, notes
-from hansa.simulator.fit.estimate import Asked, completed, estimate, section
+from hansa.simulator.fit.estimate import (
+    NODES_EXPONENT,
+    Asked,
+    completed,
+    estimate,
+    section,
+)
 from hansa.simulator.fit.measure import Measured, measure
 from hansa.simulator.fit.plan import changed, checked, limited, planned
 from hansa.spec.federation import FederationSpec
@@ -30,7 +37,9 @@ def fitted(
 
     Nothing is trained in it (`simulation.training` chooses otherwise), versions are
     measured by jobs as in the run, and it ends as the plan says; only a target on the
-    loss is replaced by the number of versions that the run made.
+    loss is replaced by the number of versions that the run made. How speed grows with
+    nodes is what `hansa bench throughput` has measured of the same workload beside the
+    run, if it has.
 
     Args:
         folder: The run, finished or not.
@@ -60,7 +69,12 @@ def fitted(
         name: section(
             estimates[name],
             measured.facilities[name],
-            Asked(nodes=one.job.nodes, time=one.job.time, patience=plan.patience),
+            Asked(
+                nodes=one.job.nodes,
+                time=one.job.time,
+                patience=plan.patience,
+                nodes_exponent=_nodes_exponent(plan, name, folder),
+            ),
             exact=exact,
         )
         for name, one in plan.facilities.items()
@@ -75,6 +89,12 @@ def fitted(
             f"after {spec.stop.rounds} versions, as many as the run made."
         )
     return spec, Fit(measured=measured, facilities=sections, notes=tuple(said))
+
+
+def _nodes_exponent(plan: FederationSpec, name: str, folder: RunFolder) -> float:
+    """Return how speed grows with nodes, as it was measured beside the run."""
+    record = Study(spec=plan, facility=name, runs=folder.path.parent).record()
+    return record.exponent if len(record.nodes) > 1 else NODES_EXPONENT
 
 
 def _refuse_too_little(measured: Measured) -> None:

@@ -203,10 +203,12 @@ def changes(plan: FederationSpec, spec: FederationSpec) -> Iterator[str]:
     for name, facility in spec.facilities.items():
         before, now = plan.facilities[name].job, facility.job
         if now.nodes != before.nodes:
+            how = facility.simulation
+            power = how.speed.nodes_exponent if how else NODES_EXPONENT
             yield (
                 f"{name}: {now.nodes} nodes instead of {before.nodes}: speed is taken "
-                f"to grow with nodes^{NODES_EXPONENT} (`simulation.speed."
-                "nodes_exponent`), the waits to stay as they are."
+                f"to grow with nodes^{power:g} (`simulation.speed.nodes_exponent`), "
+                "the waits to stay as they are."
             )
         if now.time != before.time:
             yield (

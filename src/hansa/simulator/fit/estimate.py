@@ -27,7 +27,8 @@ SHORT_S = 1.0
 """Shorter waits are no queue, and their logarithms would outweigh all others."""
 
 NODES_EXPONENT = 0.9
-"""Assumed: speed grows with nodes to this power. A run shows one number of nodes."""
+"""Assumed where `hansa bench throughput` has measured nothing: speed grows with nodes
+to this power. A run shows one number of nodes."""
 
 _ALIKE = 1.5
 """Transfers whose sizes differ by less don't tell latency from bandwidth."""
@@ -235,11 +236,19 @@ _MIDDLE: Mapping[str, Callable[[Any], Any]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """What the run's jobs asked for: that is what the waits and speeds hold for."""
+    """What the run's jobs asked for: that is what the waits and speeds hold for.
+
+    Attributes:
+        nodes: Nodes of each.
+        time: Walltime in seconds.
+        patience: Of the run, in seconds.
+        nodes_exponent: How speed grows with nodes; assumed unless it was measured.
+    """
 
     nodes: int
     time: float
     patience: float
+    nodes_exponent: float = NODES_EXPONENT
 
 
 def section(
@@ -304,7 +313,7 @@ def _speed(found: Estimate, asked: Asked, *, exact: bool) -> SpeedSpec:
     return SpeedSpec.model_validate(
         {
             "reference_nodes": asked.nodes,
-            "nodes_exponent": NODES_EXPONENT,
+            "nodes_exponent": _round(asked.nodes_exponent),
             **{key: _round(value) for key, value in data.items() if value is not None},
         }
     )

@@ -23,7 +23,7 @@ class LocalWork:
         assignment: The order's id.
         round: Number of the strategy's round.
         steps: Optimizer steps done (fewer than ordered when it was cut short).
-        first: Where in the facility's data stream they begin, in steps.
+        seen: Samples of the facility's data stream that came before them.
         lr_scale: Factor on the facility's learning rate.
         proximal: mu of the proximal term.
         control: Added to every gradient; None: nothing.
@@ -32,7 +32,7 @@ class LocalWork:
     assignment: str
     round: int
     steps: int
-    first: int = 0
+    seen: int = 0
     lr_scale: float = 1.0
     proximal: float = 0.0
     control: Vector | None = None

@@ -123,7 +123,7 @@ class Real:
             batch_of(self._spec, facility),
             seed=self._seed,
             facility=facility,
-            first=work.first,
+            seen=work.seen,
         )
         samples, metrics = _do_steps(trainer, batches, work.steps)
         delta = self._model.difference(trainer, base)

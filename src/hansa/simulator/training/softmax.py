@@ -179,9 +179,9 @@ class _Stream:
         # Repeated at the end, so that every batch is one slice.
         self._inputs, self._labels = data.inputs[around], data.labels[:, around]
 
-    def at(self, step: int) -> tuple[Vector, Vector]:
-        """Return inputs and labels of a step of the stream."""
-        start = step * self.batch % self._size
+    def at(self, seen: int) -> tuple[Vector, Vector]:
+        """Return inputs and labels of the step after so many samples."""
+        start = seen % self._size
         part = slice(start, start + self.batch)
         return self._inputs[part], self._labels[:, part]
 
@@ -199,7 +199,7 @@ def _descend(
     hits = np.empty((work.steps, stream.batch))
     error, corrected = np.empty((len(start), stream.batch)), bool(push.any())
     for step in range(work.steps):
-        inputs, labels = stream.at(work.first + step)
+        inputs, labels = stream.at(work.seen + step * stream.batch)
         np.dot(weights, inputs.T, out=error)
         error -= np.maximum.reduce(error, axis=0)
         np.exp(error, out=error)

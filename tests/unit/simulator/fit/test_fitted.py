@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from hansa.coordinator.folder import RunFolder
+from hansa.coordinator.throughput import Study
 from hansa.core import events as ev
 from hansa.core.errors import SimulationError
+from hansa.planner.record import Measurement
 from hansa.report import summarise
 from hansa.simulator.fit import Fit, fitted
 from hansa.simulator.fit.check import Check, check, check_table, compared
@@ -92,6 +94,24 @@ def test_other_nodes_and_walltimes_are_pointed_out(diary: Any, keep: Keep) -> No
     plain, _ = fitted(folder, ["stop.rounds=5"])
     # 30 s of steps become 30 / 2^0.9 = 16.1 s.
     assert simulate(plain).wall_clock_s / 5 - twice == pytest.approx(13.9, abs=0.5)
+
+
+def test_how_speed_grows_with_nodes_is_taken_from_a_measurement(
+    diary: Any, keep: Keep
+) -> None:
+    folder = keep(two_rounds(diary).sorted())
+    study = Study(spec=folder.spec(), facility="b", runs=folder.path.parent)
+    study.keep(
+        [
+            Measurement(nodes=nodes, ranks=nodes, batch=8, steps=20, step_s=step_s)
+            for nodes, step_s in ((1, 8.0), (4, 4.0))  # twice as fast on four nodes
+        ],
+        "strong",
+    )
+    spec, fit = fitted(folder, ["defaults.job.nodes=4"])
+    assert part(spec, "b").speed.nodes_exponent == 0.5
+    assert part(spec, "a").speed.nodes_exponent == 0.9
+    assert said(fit, "b: 4 nodes instead of 2: speed is taken to grow with nodes^0.5")
 
 
 def test_a_facility_that_never_started_a_job(diary: Any, keep: Keep) -> None:

@@ -100,13 +100,14 @@ class Simulated:
     def _work(self, command: Assign) -> None:
         asked, base = command.order, self.store.newest
         steps = asked.steps or self.steps
-        first = (asked.round - 1) * steps if asked.first is None else asked.first
+        progress = self.core.progress(asked.assignment)
+        assert progress is not None
         control = self.store.state(asked.control) if asked.control else None
         work = LocalWork(
             assignment=asked.assignment,
             round=asked.round,
             steps=steps,
-            first=first,
+            seen=progress.seen,
             lr_scale=asked.lr_scale,
             proximal=asked.proximal,
             control=control,
@@ -206,7 +207,7 @@ def test_the_first_step_is_where_the_stream_of_data_goes_on() -> None:
     half = training.train("town-1", base, order(2)).delta
     assert whole is not None
     assert half is not None
-    rest = training.train("town-1", base + half, order(1, first=2)).delta
+    rest = training.train("town-1", base + half, order(1, seen=8)).delta
     assert rest is not None
     np.testing.assert_allclose(half + rest, whole, atol=1e-7)
 

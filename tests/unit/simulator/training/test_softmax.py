@@ -80,7 +80,7 @@ def looped(
 def test_the_steps_are_those_of_a_plain_loop_with_all_corrections() -> None:
     training, control = softmax(), 0.1 * np.arange(15.0)
     # The facility has some 500 examples: these steps go over their end.
-    work = order(40, first=110, lr_scale=3.0, proximal=0.7, control=control)
+    work = order(40, seen=440, lr_scale=3.0, proximal=0.7, control=control)
     made = training.train("a", BASE, work)
     after = looped(training, 110, 40, 0.3, 0.7, control)
     np.testing.assert_allclose(BASE + made.delta, after, rtol=1e-9)
@@ -91,7 +91,7 @@ def test_orders_go_on_where_the_one_before_has_ended() -> None:
     training = softmax()
     whole = training.train("a", BASE, order(5)).delta
     half = BASE + training.train("a", BASE, order(3)).delta
-    rest = training.train("a", half, order(2, 2, first=3)).delta
+    rest = training.train("a", half, order(2, 2, seen=12)).delta
     np.testing.assert_allclose(half + rest, BASE + whole, rtol=1e-12)
     assert (training.train("a", half, order(2, 2)).delta != rest).any()
 
