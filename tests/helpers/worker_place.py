@@ -24,8 +24,7 @@ from hansa.store.versions import Store
 from hansa.worker.base import Correction, Example
 from hansa.worker.initial import Request, write_initial
 from hansa.worker.job import Job, Order
-from hansa.worker.session import Session, build_task, build_trainer
-from hansa.worker.signals import Stop
+from hansa.worker.loading import batches_of, build_task, build_trainer
 from hansa.worker.trainers.softmax import Softmax
 from hansa.worker.waiting import Clock
 
@@ -179,8 +178,7 @@ def trained(place: Place, path: Path, steps: int) -> Softmax:
     trainer = build_trainer(job, place.mailbox.version(0))
     trainer.load(place.tensors(place.mailbox.version(0)).__getitem__)
     trainer.correct(asked(place, job.order))
-    session = Session(job, Stop(), 0.0)
-    batches = session.batches(build_task(job))
+    batches = batches_of(job, build_task(job))
     for step in range(steps):
         trainer.step(batches[step])
     assert isinstance(trainer, Softmax)

@@ -26,6 +26,7 @@ from hansa.worker.patience import Patience
 from hansa.worker.session import Session
 from hansa.worker.signals import Stop
 from hansa.worker.status import Status
+from hansa.worker.team.crew import Crew
 from hansa.worker.waiting import Clock, there
 from hansa.worker.walltime import Walltime
 
@@ -47,6 +48,8 @@ class Allocation:
         started: When the process began, by the clock.
         walltime: When the batch job ends.
         clock: The time of all that is waited for.
+        crew: The ranks of the launch, all of which work on each order; None: there is
+            no other.
     """
 
     def __init__(
@@ -56,7 +59,9 @@ class Allocation:
         started: float,
         walltime: Walltime | None = None,
         clock: Clock | None = None,
+        crew: Crew | None = None,
     ) -> None:
+        self._crew = crew
         self._job = job
         self._stop = stop
         self._started = started
@@ -102,6 +107,8 @@ class Allocation:
 
     def _no_time(self) -> str | None:
         """Return why no order can be begun any more, or None."""
+        if self._crew is not None and self._crew.watch.loss is not None:
+            return self._crew.watch.loss.message
         if self._stop.reason is not None:
             return self._stop.reason
         if not self._patience.fits(self._clock.now()):
@@ -142,6 +149,8 @@ class Allocation:
             if there(word):
                 log.info("This job was told to leave.")
                 return None
+            if self._crew is not None and self._crew.broken:
+                return None
             self._status.beat()
             self._clock.sleep(pause)
             pause = min(pause * LOOK_GROWTH, self._job.pause_s)
@@ -177,6 +186,7 @@ class Allocation:
             hosted=hosted,
             clock=self._clock,
             save_s=self._patience.save_s,
+            crew=self._crew,
         )
 
     def _do(self, session: Session) -> None:

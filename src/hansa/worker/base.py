@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from hansa.core.errors import SpecError
+from hansa.worker.meter import Meter
+from hansa.worker.team import SOLO, Team
 
 Array = NDArray[np.generic]
 TensorReader = Callable[[str], Array]
@@ -28,11 +30,16 @@ TensorReader = Callable[[str], Array]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One sample: the sub-task it belongs to, what goes in, what should come out."""
+    """One sample: the sub-task it belongs to, what goes in, what should come out.
+
+    `place` tells a person which it is, as "train.jsonl:17"; it does not count when
+    examples are compared.
+    """
 
     task: str
     input: Any
     output: Any
+    place: str = field(default="", compare=False)
 
 
 class Task(Protocol):
@@ -61,6 +68,31 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class OwnProgram:
+    """What the trainer `program` starts, and what that is told of the order.
+
+    Attributes:
+        command: Its command line, by site.yaml.
+        kind: "train" or "evaluate".
+        steps: Steps that are ordered.
+        evaluates: Whether test losses are wanted.
+        data: The facility's data of the task.
+        groups: Those that the order names; None: all.
+        job_dir: The job's directory in the mailbox.
+        state_dir: The job's directory that only the facility writes.
+    """
+
+    command: tuple[str, ...]
+    kind: str
+    steps: int
+    evaluates: bool
+    data: Path | None
+    groups: tuple[str, ...] | None
+    job_dir: Path
+    state_dir: Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainerContext:
     """What a trainer is built from.
 
@@ -76,6 +108,11 @@ class TrainerContext:
         modules: The `module:function` names that site.yaml allows.
         corpus: Gives training examples, for trainers that build a tokenizer while
             the first version is made.
+        team: The ranks that train together; each of them has a trainer of its own.
+        first: Steps that the facility has done in earlier rounds, for what goes on
+            from round to round, as a schedule does.
+        meter: Counts and measures the trainer's steps, on this rank.
+        own: For the trainer `program`: what it starts.
     """
 
     source: str
@@ -86,6 +123,10 @@ class TrainerContext:
     assets: Path | None = None
     modules: tuple[str, ...] = ()
     corpus: Callable[[], Sequence[Example]] = field(default=tuple)
+    team: Team = SOLO
+    first: int = 0
+    meter: Meter = field(default_factory=Meter)
+    own: OwnProgram | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,6 +151,10 @@ class Trainer(Protocol):
 
     When `context.assets` is None the trainer initialises a fresh (or pretrained)
     model; otherwise `load` follows and gives it a version's tensors.
+
+    Where the plug-in says `parallel`, every rank of the job has a trainer, and each of
+    these methods is called on all ranks, in the same order; only rank 0 uses what they
+    return. They may therefore use collectives.
     """
 
     def tensors(self) -> Iterator[tuple[str, Array]]:
@@ -142,8 +187,17 @@ class Trainer(Protocol):
         """
         ...
 
-    def step(self, batch: Sequence[Example]) -> float:
-        """Do one optimizer step and return the batch's mean training loss."""
+    def step(self, batch: Sequence[Example], of: int | None = None) -> float:
+        """Do one optimizer step and return the mean training loss.
+
+        If that is not finite, weights and optimizer stay as they were: the job ends,
+        and keeps them. It is NaN, too, if the norm of the gradient is no number.
+
+        Args:
+            batch: This rank's part of the step's examples; it may be empty.
+            of: How many examples the step has over all ranks; None: those of `batch`.
+                Loss and gradient are the mean over all of them.
+        """
         ...
 
     def evaluate(self, examples: Iterable[Example]) -> Mapping[str, float]:
@@ -167,6 +221,33 @@ class Trainer(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """What a trainer tells of its work, beside the loss.
+
+    Attributes:
+        words: How it trains, as ``{"sharding": "fsdp", "wrapper": "FSDPLlama",
+            "device": "cuda", "precision": "mixed"}``; the same in the whole order.
+        numbers: What it has counted and measured since it was built, over all ranks:
+            ``tokens``, ``padding`` (tokens that only filled up), ``truncated``
+            (examples that were cut), ``data_s`` (mean of the ranks),
+            ``memory_peak_bytes`` (of the fullest rank), and what
+            `hansa.worker.meter.Meter.numbers` has of an order that is measured.
+    """
+
+    words: Mapping[str, str] = field(default_factory=dict)
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Reporting(Protocol):
+    """A trainer that tells how it works; asked on all ranks, like its methods."""
+
+    def report(self) -> Report:
+        """Return what there is to tell up to now."""
+        ...
+
+
 @runtime_checkable
 class PlainSteps(Protocol):
     """A trainer that may do plain SGD, whose steps sum up to its gradients.
@@ -184,6 +265,19 @@ class PlainSteps(Protocol):
         ...
 
 
+@runtime_checkable
+class Keeping(Protocol):
+    """A trainer whose optimizer can go on where that of an order before has ended."""
+
+    def take_up(self, directory: Path) -> None:
+        """Take the optimizer's state, alone, of what `Trainer.save` wrote.
+
+        Raises:
+            WorkerError: It is of another model or optimizer, or damaged.
+        """
+        ...
+
+
 def needs_plain_sgd(remedy: str) -> SpecError:
     """Return the error for a control variate that an optimizer can't take.
 
@@ -197,6 +291,23 @@ def needs_plain_sgd(remedy: str) -> SpecError:
     )
 
 
+@runtime_checkable
+class Generating(Protocol):
+    """A trainer whose model answers in text."""
+
+    def generate(self, examples: Iterable[Example], tokens: int) -> Sequence[str]:
+        """Return the model's greedy answers to the inputs of examples, in their order.
+
+        Args:
+            examples: Consume them as you go, as `Trainer.evaluate` does.
+            tokens: Most tokens of an answer.
+
+        Raises:
+            SpecError: The model can't as it is spread over the ranks.
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainerPlugin:
     """Entry point object of a trainer.
@@ -208,27 +319,43 @@ class TrainerPlugin:
         target: ``module:Class`` of the trainer, imported in the job.
         assets: ``module:function`` called as ``function(trainer, folder)`` to write
             the assets of the first version; None when there are none.
+        first: ``module:Class`` that makes the first version in place of `target`, so
+            that the server need not hold a model to train it: built in the same way, it
+            only has `tensors`. None: `target` does.
         misfit: Called with the options of the model and of a facility's work; says why
             they can't go together, None if they can.
         impure: Called with the options of a facility's work; says what to set for plain
             SGD, which control variates need, None if that is what it does. Without it
             nobody knows before the job does (`PlainSteps`).
+        parallel: Whether all ranks of a job train together; else rank 0 trains alone.
+        generates: Whether it is `Generating`.
     """
 
     model_options: type[BaseModel]
     work_options: type[BaseModel]
     target: str
     assets: str | None = None
+    first: str | None = None
     misfit: Callable[[Any, Any], str | None] | None = None
     impure: Callable[[Any], str | None] | None = None
+    parallel: bool = False
+    generates: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskPlugin:
-    """Entry point object of a task: its options and the class that loads the data."""
+    """Entry point object of a task.
+
+    Attributes:
+        options: pydantic model of its options.
+        target: ``module:Class`` that loads the data, imported in the job.
+        scores: ``module:function`` called as ``function(examples, answers)``; returns
+            what generated answers score, by task and name. None: exact matches.
+    """
 
     options: type[BaseModel]
     target: str
+    scores: str | None = None
 
 
 def resolve(target: str) -> Any:

@@ -17,8 +17,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,7 +28,6 @@ from hansa.core.errors import HansaError, IntegrityError, PolicyError
 from hansa.mailbox.files import fsync_dir, storage_full, write_json
 from hansa.mailbox.links import link_to
 from hansa.mailbox.paths import Mailbox
-from hansa.worker.base import Trainer
 from hansa.worker.job import read_file
 
 log = logging.getLogger(__name__)
@@ -101,10 +102,34 @@ class _Record(BaseModel):
     files: dict[str, _File]
 
 
-def save(directory: Path, progress: Progress, trainer: Trainer) -> None:
-    """Write a checkpoint under `directory`; keep it and the newest one before it.
+@dataclass(frozen=True, slots=True)
+class Unsealed:
+    """A checkpoint that is written, but not yet safe: aside, and not on the disk.
 
-    What an earlier, killed process of the same job left half-written is removed.
+    Attributes:
+        aside: Where its files are.
+        final: What it is called once it counts.
+        progress: How far the training was.
+    """
+
+    aside: Path
+    final: Path
+    progress: Progress
+
+
+class Savable(Protocol):
+    """What writes its state as a trainer does."""
+
+    def save(self, directory: Path) -> None:
+        """Write all that is needed to go on."""
+        ...
+
+
+def write(directory: Path, progress: Progress, trainer: Savable) -> Unsealed | None:
+    """Write a checkpoint's files aside, while the training stands still.
+
+    What an earlier, killed process of the same job left half-written is removed. None:
+    the trainer has written nothing, as a program of one's own that can't save.
 
     Raises:
         PolicyError: A symbolic link leads elsewhere.
@@ -120,25 +145,58 @@ def save(directory: Path, progress: Progress, trainer: Trainer) -> None:
     final = directory / f"{progress.step:08d}"
     for half in directory.glob(".*"):
         shutil.rmtree(half)
-    with storage_full(final):
-        aside = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=directory))
-        try:
-            trainer.save(aside)
-            files = {path.name: _synced(path) for path in sorted(aside.iterdir())}
-            write_json(
-                aside / RECORD,
-                {"schema": 1, "progress": progress.model_dump(), "files": files},
-            )
-            if final.exists():  # requeued, and it could not be resumed from
-                shutil.rmtree(final)
-            aside.rename(final)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
-        fsync_dir(directory)
-    others = [path for path in _steps(directory) if path != final]
+    aside = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=directory))
+    with _removed_if_it_fails(aside), storage_full(final):
+        trainer.save(aside)
+        if not any(aside.iterdir()):
+            aside.rmdir()
+            return None
+    return Unsealed(aside, final, progress)
+
+
+def seal(unsealed: Unsealed) -> None:
+    """Make a checkpoint safe and let it count; keep it and the newest one before it.
+
+    It takes long, as all is hashed and has to reach the disk; but the training may go
+    on meanwhile.
+
+    Raises:
+        StorageFull: There is no space; older checkpoints are still there.
+        OSError: The directory can't be written.
+    """
+    aside, final = unsealed.aside, unsealed.final
+    with _removed_if_it_fails(aside), storage_full(final):
+        files = {path.name: _synced(path) for path in sorted(aside.iterdir())}
+        progress = unsealed.progress.model_dump()
+        write_json(aside / RECORD, {"schema": 1, "progress": progress, "files": files})
+        if final.exists():  # requeued, and it could not be resumed from
+            shutil.rmtree(final)
+        aside.rename(final)
+        fsync_dir(final.parent)
+    others = [path for path in steps(final.parent) if path != final]
     for older in others[KEPT - 1 :]:
         shutil.rmtree(older, ignore_errors=True)
+
+
+def save(directory: Path, progress: Progress, trainer: Savable) -> None:
+    """Write and seal a checkpoint; raises as `write` and `seal` do."""
+    unsealed = write(directory, progress, trainer)
+    if unsealed is not None:
+        seal(unsealed)
+
+
+@contextmanager
+def _removed_if_it_fails(aside: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def newest(directory: Path) -> Path | None:
+    """Return the newest checkpoint in `directory`, or None."""
+    return next(iter(steps(directory)), None)
 
 
 def load(path: Path) -> Progress:
@@ -167,7 +225,7 @@ def saved(
             have requeued it. Damaged ones are logged and left out.
     """
     for job in range(number, 0, -1):
-        for path in _steps(mailbox.job(assignment, job).checkpoint):
+        for path in steps(mailbox.job(assignment, job).checkpoint):
             try:
                 yield path, load(path)
             except (HansaError, OSError) as error:
@@ -195,7 +253,8 @@ def _is_linked(directory: Path) -> bool:
     return directory.is_symlink() or link_to(directory.parent) is not None
 
 
-def _steps(directory: Path) -> list[Path]:
+def steps(directory: Path) -> list[Path]:
+    """Return the checkpoints in a directory that count, the newest first."""
     if not directory.is_dir() or _is_linked(directory):
         return []
     found = (path for path in directory.iterdir() if path.name.isdecimal())

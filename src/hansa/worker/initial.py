@@ -77,7 +77,7 @@ def write_initial(request: Request, directory: Path) -> list[str]:
         modules=(request.model.source,),
         corpus=lambda: _corpus(request.task, directory),
     )
-    trainer: Trainer = resolve(plugin.target)(context)
+    trainer: Trainer = resolve(plugin.first or plugin.target)(context)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / MODEL
     with full_disk(path):

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hansa.core import plugins
 from hansa.core.errors import PluginError, SpecError, WorkerError
 from hansa.worker.base import TaskPlugin, TrainerPlugin
+from hansa.worker.meter import Measure
 
 SCHEMA = 1
 """Number of the JSON forms; a reader refuses a larger one."""
@@ -56,6 +57,13 @@ class UpdatePart(JobPart):
     compress: Literal["none", "zstd"] = "none"
 
 
+class GeneratePart(JobPart):
+    """How many answers of each task to generate, and how many tokens each may have."""
+
+    tokens: Annotated[int, Field(ge=1)]
+    limit: Annotated[int, Field(ge=1)]
+
+
 class Order(JobPart):
     """What the server asked for."""
 
@@ -72,9 +80,12 @@ class Order(JobPart):
     update: UpdatePart = UpdatePart()
     evaluate: bool = False
     first: Annotated[int, Field(ge=0)] | None = None
+    seen: Annotated[int, Field(ge=0)] | None = None
     lr_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     proximal: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     control: str = ""
+    measure: Measure | None = None
+    generate: GeneratePart | None = None
 
 
 class SchedulerPart(JobPart):
@@ -151,11 +162,13 @@ class Job(AnyJob):
     Attributes:
         task: The data to work on.
         modules: ``module:function`` names that the facility allows.
+        program: Command line of the program that the trainer `program` starts.
     """
 
     order: Order
     task: TaskPart
     modules: tuple[str, ...] = ()
+    program: tuple[str, ...] = ()
 
 
 def read_job(path: Path, sha256: str | None = None) -> AnyJob:

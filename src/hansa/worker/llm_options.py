@@ -10,6 +10,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from hansa.planner.fitting import Wants
+
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -54,6 +56,11 @@ class CausalLMModelOptions(_Options):
     positions: Count = Field(
         default=512, description="Longest sequence that the model is made for."
     )
+    chat: bool = Field(
+        default=False,
+        description="Write examples by the chat template of the model's tokenizer; "
+        "only the assistant's answers are learned.",
+    )
     lora: LoraOptions | None = Field(
         default=None, description="Train and federate only LoRA adapters."
     )
@@ -68,8 +75,65 @@ class CausalLMModelOptions(_Options):
         return self
 
 
+Sharding = Literal[
+    "auto", "none", "ddp", "fsdp", "zero1", "deepspeed-1", "deepspeed-2", "deepspeed-3"
+]
+Precision = Literal["float32", "bfloat16", "mixed"]
+
+
+class ScheduleOptions(_Options):
+    """A learning rate that changes over all rounds of a facility."""
+
+    shape: Literal["linear", "cosine"] = Field(
+        default="cosine", description="How it falls."
+    )
+    steps: Count = Field(description="Steps of the whole schedule, over all rounds.")
+    warmup: int = Field(default=0, ge=0, description="Steps over which it rises first.")
+    least: float = Field(
+        default=0.0, ge=0, le=1, description="Share of `lr` that is left at the end."
+    )
+
+
 class CausalLMWorkOptions(_Options):
     """`work` of a facility whose trainer is `causal-lm`."""
+
+    sharding: Sharding = Field(
+        default="auto",
+        description="How the model is spread over the ranks: none (one rank), ddp "
+        "(each has all of it), zero1 (the optimizer is spread), fsdp (all is spread), "
+        "deepspeed-1 to -3. auto: the one that moves least and fits the memory.",
+    )
+    precision: Precision | None = Field(
+        default=None,
+        description="mixed: computes in bfloat16 and keeps the weights that the "
+        "optimizer moves in float32. null: all in `model.dtype`.",
+    )
+    activation_checkpointing: bool = Field(
+        default=False,
+        description="Compute the activations of each layer twice, to keep fewer.",
+    )
+    cpu_offload: bool = Field(
+        default=False,
+        description="With fsdp: keep weights and optimizer in the node's memory.",
+    )
+    schedule: ScheduleOptions | None = Field(
+        default=None,
+        description="A schedule that goes on from round to round; null: constant.",
+    )
+    keep_optimizer: bool = Field(
+        default=False,
+        description="Keep the optimizer's state at the facility for the next round; "
+        "for adamw, as sgd has none.",
+    )
+    packing: bool = Field(
+        default=False,
+        description="Put several short examples into one row; none attends to another.",
+    )
+    too_long: Literal["truncate", "refuse"] = Field(
+        default="truncate",
+        description="What to do with an example longer than `sequence_length`: cut it, "
+        "and report how many were cut, or end the job and say which it is.",
+    )
 
     batch: Count = Field(default=8, description="Examples of one optimizer step.")
     lr: float = Field(
@@ -89,7 +153,10 @@ class CausalLMWorkOptions(_Options):
         default=0.0, ge=0, description="The optimizer's weight decay."
     )
     warmup_steps: int = Field(
-        default=0, ge=0, description="Steps over which the learning rate rises."
+        default=0,
+        ge=0,
+        description="Steps over which the learning rate rises, in each round anew; "
+        "beside `schedule`, which does it once.",
     )
     clip: float | None = Field(
         default=1.0, gt=0, description="Largest norm of the gradient; null: no limit."
@@ -105,6 +172,25 @@ class CausalLMWorkOptions(_Options):
         "in passes of this size, which saves memory and padding and changes only "
         "rounding.",
     )
+
+    @model_validator(mode="after")
+    def _state_to_keep(self) -> Self:
+        if self.keep_optimizer and self.optimizer == "sgd":
+            raise ValueError("keep_optimizer is for adamw; plain sgd has no state")
+        return self
+
+    def wants(self, dtype: str) -> Wants:
+        """Return what is asked of the planner, for a model of a dtype."""
+        return Wants(
+            sharding=self.sharding,
+            precision=self.precision or dtype,
+            optimizer=self.optimizer,
+            batch=self.batch,
+            micro_batch=self.micro_batch,
+            sequence_length=self.sequence_length,
+            activation_checkpointing=self.activation_checkpointing,
+            cpu_offload=self.cpu_offload,
+        )
 
 
 def language_impure(work: CausalLMWorkOptions) -> str | None:
@@ -125,6 +211,59 @@ def rank_misfit(model: CausalLMModelOptions, work: CausalLMWorkOptions) -> str |
     return (
         f"lora_rank is {work.lora_rank}, more than model.options.lora.rank "
         f"({model.lora.rank}), which must be the largest of all facilities"
+    )
+
+
+def sharding_misfit(
+    sharding: str, ranks: int, *, cpu_offload: bool
+) -> tuple[str, str] | None:
+    """Say why a job can't spread its model as asked, and what to set; None if it can.
+
+    Args:
+        sharding: `work.sharding`.
+        ranks: Processes of the job.
+        cpu_offload: `work.cpu_offload`.
+    """
+    if sharding == "none" and ranks > 1:
+        return (
+            f"work.sharding is none, but the job has {ranks} ranks, which would "
+            "train apart.",
+            "Set work.sharding: auto, ddp, zero1 or fsdp, or ask for one rank.",
+        )
+    if sharding not in {"none", "auto"} and ranks == 1:
+        return (
+            f"work.sharding is {sharding}, but the job has one rank.",
+            "Set work.sharding: none or auto, or ask for more ranks.",
+        )
+    if cpu_offload and ranks == 1:
+        return (
+            "work.cpu_offload is for fsdp, but the job has one rank.",
+            "Leave cpu_offload out, or ask for more ranks.",
+        )
+    if cpu_offload and sharding not in {"fsdp", "auto"}:
+        return (
+            f"work.cpu_offload is for fsdp; work.sharding is {sharding}.",
+            "Set work.sharding: fsdp or auto, or leave cpu_offload out.",
+        )
+    return None
+
+
+def length_misfit(sequence: int, positions: int) -> tuple[str, str] | None:
+    """Say that sequences are longer than a model is made for, and what would do.
+
+    Args:
+        sequence: `work.sequence_length`, in tokens.
+        positions: The model's longest; 0: not known.
+
+    Returns:
+        A sentence and a hint; None if they are not longer.
+    """
+    if not 0 < positions < sequence:
+        return None
+    return (
+        f"work.sequence_length is {sequence}, and the model is made for at most "
+        f"{positions} tokens.",
+        "Lower work.sequence_length.",
     )
 
 

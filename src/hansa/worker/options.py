@@ -71,6 +71,8 @@ class TorchModuleWorkOptions(Options):
         optimizer: Which of torch's optimizers.
         weight_decay: As the optimizer has it.
         momentum: Of `sgd`.
+        sharding: How the model is spread over the ranks; auto: none for one rank, ddp
+            for several.
     """
 
     batch: Count = 32
@@ -78,6 +80,7 @@ class TorchModuleWorkOptions(Options):
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: NotNegative = 0.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    sharding: Literal["auto", "none", "ddp", "zero1", "fsdp"] = "auto"
 
 
 def torch_module_impure(work: TorchModuleWorkOptions) -> str | None:
@@ -85,6 +88,49 @@ def torch_module_impure(work: TorchModuleWorkOptions) -> str | None:
     if work.optimizer == "sgd" and not work.momentum:
         return None
     return "Set work.optimizer: sgd and work.momentum: 0"
+
+
+class ProgramModelOptions(Options):
+    """Where version 0 comes from, and what the program is told.
+
+    Attributes:
+        initial: A safetensors file or a folder of them, seen from where `hansa run`
+            runs; what else is in the folder (config, tokenizer) goes with the model.
+        options: Given to the program as `Job.options`.
+    """
+
+    initial: Annotated[str, Field(min_length=1)]
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class ProgramWorkOptions(Options):
+    """What one facility's program is told.
+
+    Attributes:
+        batch: Samples per step over all ranks.
+        options: Given to the program over those of the model.
+    """
+
+    batch: Count = 32
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+def program_impure(work: ProgramWorkOptions) -> str:
+    """Return why nobody knows how a program's steps are done."""
+    del work
+    return "Choose another strategy: Hansa does not see the steps of a program"
+
+
+class OwnDataOptions(Options):
+    """What the facility says of data that only its program reads.
+
+    Attributes:
+        examples: How many there are to train on, for strategies that ask.
+        tests: Names of the test losses that the program submits.
+    """
+
+    examples: Count = 1
+    tests: tuple[str, ...] = ("own",)
 
 
 class DigitsOptions(Options):
@@ -99,3 +145,15 @@ class DigitsOptions(Options):
     parts: Count = 4
     alpha: Positive = 0.1
     seed: int = 0
+
+
+class InstructOptions(Options):
+    """How much of a user's own instructions is taken.
+
+    Attributes:
+        train_limit: Most training examples per group, evenly chosen; None: all.
+        test_limit: Most test examples per group, evenly chosen; None: all.
+    """
+
+    train_limit: Count | None = None
+    test_limit: Count | None = None

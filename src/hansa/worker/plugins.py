@@ -12,10 +12,15 @@ from hansa.worker.llm_options import (
 )
 from hansa.worker.options import (
     DigitsOptions,
+    InstructOptions,
+    OwnDataOptions,
+    ProgramModelOptions,
+    ProgramWorkOptions,
     SoftmaxModelOptions,
     SoftmaxWorkOptions,
     TorchModuleModelOptions,
     TorchModuleWorkOptions,
+    program_impure,
     softmax_impure,
     torch_module_impure,
 )
@@ -25,8 +30,11 @@ CAUSAL_LM = TrainerPlugin(
     work_options=CausalLMWorkOptions,
     target="hansa.worker.trainers.causal_lm:CausalLM",
     assets="hansa.worker.trainers.causal_lm:write_assets",
+    first="hansa.worker.trainers.models:FirstModel",
     misfit=rank_misfit,
     impure=language_impure,
+    parallel=True,
+    generates=True,
 )
 SOFTMAX = TrainerPlugin(
     model_options=SoftmaxModelOptions,
@@ -34,14 +42,30 @@ SOFTMAX = TrainerPlugin(
     target="hansa.worker.trainers.softmax:Softmax",
     impure=softmax_impure,
 )
+PROGRAM = TrainerPlugin(
+    model_options=ProgramModelOptions,
+    work_options=ProgramWorkOptions,
+    target="hansa.worker.trainers.program:Program",
+    assets="hansa.worker.trainers.program:write_assets",
+    first="hansa.worker.trainers.program:FirstVersion",
+    impure=program_impure,
+    parallel=True,
+)
 TORCH_MODULE = TrainerPlugin(
     model_options=TorchModuleModelOptions,
     work_options=TorchModuleWorkOptions,
     target="hansa.worker.trainers.torch_module:TorchModule",
     impure=torch_module_impure,
+    parallel=True,
 )
 
 CHEM_INSTRUCT = TaskPlugin(
-    options=ChemOptions, target="hansa.worker.tasks.chem:ChemInstruct"
+    options=ChemOptions,
+    target="hansa.worker.tasks.chem:ChemInstruct",
+    scores="hansa.worker.tasks.chem.score:score",
 )
 DIGITS = TaskPlugin(options=DigitsOptions, target="hansa.worker.tasks.digits:Digits")
+INSTRUCT = TaskPlugin(
+    options=InstructOptions, target="hansa.worker.tasks.instruct:Instruct"
+)
+OWN_DATA = TaskPlugin(options=OwnDataOptions, target="hansa.worker.tasks.own:OwnData")

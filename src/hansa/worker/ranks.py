@@ -3,6 +3,7 @@
 ::
 
     <job_dir>/ranks/<attempt>/<rank>.json    made by each rank, once
+    <job_dir>/ranks/<attempt>/team.json      where rank 0 is met (see `meeting`)
     <job_dir>/rank-0001.log                  what rank 1 says
 
 The attempt is a word that the batch script draws anew each time it starts, so what a
@@ -17,8 +18,9 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 from hansa.core.errors import IntegrityError, SpecError, WorkerError
@@ -38,13 +40,14 @@ _ATTEMPT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """A rank that has checked in."""
+    """A rank that has checked in; `machine` tells hosts apart that share a name."""
 
     rank: int
     world: int | None
     local: int | None
     launcher: str
     host: str
+    machine: str
     pid: int
     sha256: str
 
@@ -97,6 +100,7 @@ def check_in(launch: Launch, rank: Rank) -> None:
         local=rank.local,
         launcher=rank.launcher,
         host=_host(rank),
+        machine=machine(),
         pid=os.getpid(),
         sha256=launch.sha256,
     )
@@ -111,8 +115,19 @@ def check_in(launch: Launch, rank: Rank) -> None:
         raise _twice(rank.rank) from error
 
 
-def gather(launch: Launch, stop: Stop, clock: Clock | None = None) -> list[Present]:
+def gather(
+    launch: Launch,
+    stop: Stop,
+    clock: Clock | None = None,
+    seen: Callable[[Mapping[int, Present]], None] | None = None,
+) -> list[Present]:
     """Wait until all ranks have checked in, and verify them.
+
+    Args:
+        launch: What was ordered.
+        stop: Says when to stop early.
+        clock: The time.
+        seen: Called at each look with the ranks that are there.
 
     Returns:
         The ranks, in order.
@@ -122,8 +137,11 @@ def gather(launch: Launch, stop: Stop, clock: Clock | None = None) -> list[Prese
     """
     clock = clock or Clock()
     until = clock.now() + ARRIVE_S
+    found: Mapping[int, Present] = {}
     while True:
-        found = arrived(launch)
+        found = arrived(launch, found)
+        if seen is not None:
+            seen(found)
         if len(found) >= launch.ranks:
             break
         if clock.now() >= until or stop.reason is not None:
@@ -134,16 +152,24 @@ def gather(launch: Launch, stop: Stop, clock: Clock | None = None) -> list[Prese
     return present
 
 
-def arrived(launch: Launch) -> dict[int, Present]:
+def arrived(
+    launch: Launch, known: Mapping[int, Present] | None = None
+) -> dict[int, Present]:
     """Return the ranks that have checked in so far.
+
+    Args:
+        launch: What was ordered.
+        known: Those that were seen before; their files are not read again.
 
     Raises:
         WorkerError: Two processes are the same rank.
     """
-    found = {}
+    found = dict(known or {})
     for path in sorted(launch.directory.iterdir()):
         if path.suffix == ".twice":
             raise _twice(int(path.stem))
+        if not path.stem.isdecimal() or int(path.stem) in found:
+            continue
         one = _read(path)
         if one is not None:
             found[one.rank] = one
@@ -196,6 +222,16 @@ def not_launched(launch: Launch) -> WorkerError:
         "process does not know which of them it is.",
         hint=_HINT,
     )
+
+
+@cache
+def machine() -> str:
+    """Return what tells this machine from others: its name, and its last start."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        boot = ""
+    return f"{os.uname().nodename} {boot}"
 
 
 def _host(rank: Rank) -> str:

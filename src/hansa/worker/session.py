@@ -10,41 +10,40 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from hansa.core.errors import HansaError, SpecError, WorkerError
-from hansa.core.rng import derive_seed
+import numpy as np
+
+from hansa.core.errors import HansaError, WorkerError
 from hansa.mailbox.paths import JobDir, Mailbox
 from hansa.mailbox.state import JobNotes
-from hansa.store.folder import reader
-from hansa.worker import checkpoint, delivery
-from hansa.worker.base import (
-    Correction,
-    Example,
-    PlainSteps,
-    Task,
-    Trainer,
-    TrainerContext,
-    resolve,
-)
+from hansa.worker import checkpoint, delivery, kept
 from hansa.worker.binding import Binding, bind, control_dir
 from hansa.worker.checkpoint import Progress
-from hansa.worker.data import Batches
-from hansa.worker.delivery import Result, Timings
-from hansa.worker.job import Job, task_plugin, trainer_plugin, validated
+from hansa.worker.delivery import Delivery, Result, Timings
+from hansa.worker.job import Job
+from hansa.worker.loading import (
+    Work,
+    build_task,
+    build_trainer,
+    ordered_steps,
+)
+from hansa.worker.saver import Saver
 from hansa.worker.signals import Interrupted, Stop
 from hansa.worker.status import Status
+from hansa.worker.team.crew import Crew
+from hansa.worker.team.leader import work_of
+from hansa.worker.team.watch import no_loss
 from hansa.worker.waiting import Clock, GivenUp, Leave, there
 from hansa.worker.walltime import Walltime
 
-log = logging.getLogger(__name__)
+__all__ = ["Session", "as_hansa_error", "build_task", "build_trainer"]
 
-CHECKPOINT_SHARE = 0.1
-"""Checkpoints take at most this share of the time; slow ones become rarer."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -62,6 +61,7 @@ class Session:
         clock: The time of all that is waited for.
         save_s: Seconds of the longest checkpoint, of this order or one before it in
             the same allocation.
+        crew: The ranks of the launch, whose first one this is; None: there is no other.
     """
 
     job: Job
@@ -71,6 +71,7 @@ class Session:
     hosted: bool = False
     clock: Clock = field(default_factory=Clock)
     save_s: float = 0.0
+    crew: Crew | None = None
     mailbox: Mailbox = field(init=False)
     files: JobDir = field(init=False)
     status: Status = field(init=False)
@@ -95,12 +96,11 @@ class Session:
             self._done_before()
             return
         self.status.enter("starting")
+        if self.crew is not None:
+            self.crew.watch.on_loss = self.status.fail
         try:
             self._leave.check()
-            if self.job.order.kind == "evaluate":
-                self._evaluate_version()
-            else:
-                self._train()
+            self._work()
         except GivenUp:
             log.info("The order %s was given up.", self.job.order.assignment)
             self._remove_checkpoints()
@@ -114,6 +114,19 @@ class Session:
             raise failure from error
         else:
             self.status.enter("done")
+        finally:
+            if self.crew is not None:
+                self.crew.watch.on_loss = no_loss
+
+    def _work(self) -> None:
+        work = work_of(self.job, self.crew)
+        try:
+            if self.job.order.kind == "evaluate":
+                self._evaluate_version(work)
+            else:
+                self._train(work)
+        finally:
+            work.drop()
 
     def _done_before(self) -> None:
         """Finish what a process that was killed after its delivery has left."""
@@ -125,28 +138,33 @@ class Session:
     def _remove_checkpoints(self) -> None:
         checkpoint.remove(self.mailbox, self.job.order.assignment, self.job.number)
 
-    def _train(self) -> None:
+    def _train(self, work: Work) -> None:
         order = self.job.order
-        task = build_task(self.job)
-        batches = self.batches(task)
-        test = self._test(task) if order.evaluate else ()
-        self._hold()
+        ordered_steps(self.job)
+        has_test = work.read(train=True, test=order.evaluate)
+        self._hold(work)
         binding = bind(self.job, self.mailbox)
         log.info("%s trains from version %d.", order.assignment, binding.version)
-        trainer, progress = self._trainer(binding)
+        progress = self._load(work, binding)
         self._has_started()
         self.status.enter("training", base=binding.version)
-        progress = self._steps(trainer, batches, progress)
-        losses = self._losses(trainer, test) if self.stop.reason is None else {}
-        self._leave.check()
-        self.status.enter("saving")
-        self.timings.train_s = progress.train_s
-        result = Result(progress, losses, self.timings, batches.examples)
-        delivery.deliver_update(self.mailbox, order, result, trainer.tensors())
+        progress = self._steps(work, progress)
+        if kept.is_asked(self.job):
+            kept.keep(self.mailbox, self.job, progress, work)
+        with Delivery(self.mailbox, order, progress) as update:
+            update.send(work.tensors())
+            losses = self._losses(work) if has_test and not self.stop.reason else {}
+            report = work.report()
+            self.status.tell(report)
+            self._leave.check()
+            self.status.enter("saving")
+            self.timings.train_s = progress.train_s
+            examples = work.batches.examples
+            update.finish(Result(progress, losses, self.timings, examples, report))
         log.info("Delivered %d of %s steps.", progress.step, order.steps)
         self._remove_checkpoints()
 
-    def _hold(self) -> None:
+    def _hold(self, work: Work) -> None:
         """Wait for the word to begin; not again in a job that has begun before."""
         if not self.job.hold_s or self.files.bound.exists():
             return
@@ -154,6 +172,7 @@ class Session:
         began = self.clock.now()
         self.status.enter("waiting")
         while not there(word) and self.clock.now() - began < self.job.hold_s:
+            work.check()
             self._leave.check()
             if self.stop.reason is not None:
                 raise WorkerError(
@@ -171,192 +190,165 @@ class Session:
         since = time.monotonic() - self.started
         self.timings.startup_s = max(since - self.timings.hold_s, 0.0)
 
-    def batches(self, task: Task) -> Batches:
-        """Return the order's batches of the facility's training examples.
+    def _load(self, work: Work, binding: Binding) -> Progress:
+        """Load the version, or the checkpoint if it can be read."""
+        with ThreadPoolExecutor(1, thread_name_prefix="verify") as beside:
+            # Beside the building: imports alone take as long as hashing gigabytes.
+            verified = beside.submit(self._verify, binding)
+            work.load(binding.directory, verified.result)
+        progress = binding.progress
+        state = binding.checkpoint or kept.newest(self.mailbox, self.job)
+        if state is not None:
+            try:
+                work.restore(state, optimizer_only=binding.checkpoint is None)
+            except WorkerError as error:
+                work.check()
+                log.warning(
+                    "Starting again from version %d: %s", binding.version, error
+                )
+                work.load(binding.directory)
+                progress = binding.anew()
+        self.status.tell(work.report())
+        return progress
 
-        Raises:
-            SpecError: The order's `work` or `steps`, or the groups, make no sense.
-            WorkerError: There is no example.
-        """
-        order = self.job.order
-        work = trainer_plugin(order.model.trainer).work_options
-        batch = int(validated(work, order.work, "work").model_dump()["batch"])
-        before = (max(order.round, 1) - 1) * ordered_steps(self.job)
-        return Batches(
-            task.load("train", self.job.task.splits),
-            batch,
-            seed=order.seed,
-            facility=order.facility,
-            first=before if order.first is None else order.first,
-        )
-
-    def _trainer(self, binding: Binding) -> tuple[Trainer, Progress]:
-        """Build the trainer at the version, or at the checkpoint if it can be read."""
+    def _verify(self, binding: Binding) -> None:
         delivery.verify_version(binding.directory)
         control = control_dir(self.job.order, self.mailbox)
         if control is not None:  # a state's manifest has the form of a version's
             delivery.verify_version(control)
-        trainer = self._loaded(binding)
-        if binding.checkpoint is None:
-            return trainer, binding.progress
-        try:
-            trainer.restore(binding.checkpoint)
-        except WorkerError as error:
-            log.warning("Starting again from version %d: %s", binding.version, error)
-            return self._loaded(binding), binding.anew()
-        return trainer, binding.progress
 
-    def _loaded(self, binding: Binding) -> Trainer:
-        trainer = build_trainer(self.job, binding.directory)
-        with reader(binding.directory) as version:
-            trainer.load(version.read)
-        self._correct(trainer)
-        return trainer
-
-    def _correct(self, trainer: Trainer) -> None:
-        order = self.job.order
-        control = control_dir(order, self.mailbox)
-        with reader(control) if control else nullcontext() as state:
-            trainer.correct(
-                Correction(
-                    lr_scale=order.lr_scale,
-                    proximal=order.proximal,
-                    control=state.read if state else None,
-                )
-            )
-
-    def _steps(
-        self, trainer: Trainer, batches: Batches, progress: Progress
-    ) -> Progress:
+    def _steps(self, work: Work, progress: Progress) -> Progress:
         steps = ordered_steps(self.job)
-        saved_at, save_s = time.monotonic(), 0.0
-        while progress.step < steps and self.stop.reason is None:
-            progress = self._step(trainer, batches[progress.step], progress)
-            pause = max(self.job.checkpoint_s, save_s / CHECKPOINT_SHARE)
-            if progress.step < steps and time.monotonic() - saved_at >= pause:
-                save_s = self._save(trainer, progress)
-                self.save_s = max(self.save_s, save_s)
-                if self.walltime.ends is not None:
-                    self.stop.deadline = self.walltime.deadline(self.save_s)
-                saved_at = time.monotonic()
-        if progress.step < steps:
-            log.warning("Stopping at step %d: %s.", progress.step, self.stop.reason)
-            if progress.step == 0:
-                raise WorkerError(
-                    f"The job had to stop before its first step: {self.stop.reason}.",
-                    hint="Ask for a longer walltime if this happens again.",
-                    transient=True,
-                )
-            self._save(trainer, progress)
+        with Saver(self.files.checkpoint, self.job.checkpoint_s) as saver:
+            while progress.step < steps and self.stop.reason is None:
+                progress = self._step(work, progress, saver)
+                if progress.step < steps and saver.due():
+                    self._save(work, progress, saver)
+            if progress.step < steps:
+                log.warning("Stopping at step %d: %s.", progress.step, self.stop.reason)
+                if progress.step == 0:
+                    raise WorkerError(
+                        "The job had to stop before its first step: "
+                        f"{self.stop.reason}.",
+                        hint="Ask for a longer walltime if this happens again.",
+                        transient=True,
+                    )
+                self._save(work, progress, saver)
+        self.timings.write_s += saver.stalled_s
+        self.save_s = max(self.save_s, saver.longest_s)
         return progress
 
-    def _step(
-        self, trainer: Trainer, batch: Sequence[Example], progress: Progress
-    ) -> Progress:
+    def _step(self, work: Work, progress: Progress, saver: Saver) -> Progress:
         began = time.monotonic()
-        rate = trainer.plain_rate if isinstance(trainer, PlainSteps) else None
-        loss = trainer.step(batch)
+        rate = work.plain_rate
+        loss = work.step(progress.step)
         if not math.isfinite(loss):
-            raise WorkerError(
-                f"The training loss became {loss} at step {progress.step + 1} of "
-                f"{self.job.order.steps}.",
-                hint="Lower the learning rate (`work.lr`) of this facility.",
-            )
+            raise self._diverged(work, progress, saver, loss)
         seconds = time.monotonic() - began
-        progress = progress.after(loss, len(batch), seconds, rate)
+        progress = progress.after(loss, work.batch, seconds, rate)
         speed = progress.samples / max(progress.train_s, 1e-9)
         self.status.beat(progress.step, loss, speed)
         self._leave.check()
         return progress
 
-    def _save(self, trainer: Trainer, progress: Progress) -> float:
-        """Write a checkpoint and return the seconds it took."""
-        began = time.monotonic()
-        checkpoint.save(self.files.checkpoint, progress, trainer)
-        seconds = time.monotonic() - began
-        self.timings.write_s += seconds
-        return seconds
+    def _save(self, work: Work, progress: Progress, saver: Saver) -> None:
+        saver.save(progress, work)
+        self.save_s = max(self.save_s, saver.longest_s)
+        if self.walltime.ends is not None:
+            self.stop.deadline = self.walltime.deadline(self.save_s)
 
-    def _test(self, task: Task) -> Sequence[Example]:
-        return task.load("test", self.job.task.test_splits)
+    def _diverged(
+        self, work: Work, progress: Progress, saver: Saver, loss: float
+    ) -> WorkerError:
+        """Return what there is to say of a loss that is no number; keep what is good.
 
-    def _losses(self, trainer: Trainer, test: Sequence[Example]) -> Mapping[str, float]:
+        A trainer does not move its weights by such a loss, so they are those that the
+        step began with; but these may be no numbers either, by the step before.
+        """
+        step, finite = progress.step, True
+        for _, value in work.tensors():  # to the end: it is all ranks that do it
+            finite = finite and bool(np.isfinite(value).all())
+        blamed = _whose(work.suspects(step)) if finite else ""
+        saver.wait()
+        before = self.files.checkpoint / f"{step:08d}"
+        if finite and step and not before.exists():
+            saver.save(progress, work)
+            saver.wait()
+        if not finite:
+            shutil.rmtree(before, ignore_errors=True)
+        good = checkpoint.newest(self.files.checkpoint)
+        state = f"in {good}" if good else "the version that it began from"
+        return WorkerError(
+            f"The training loss became {loss} at step {step + 1} of "
+            f"{self.job.order.steps}{blamed}. Its examples are "
+            f"{_few([one.place for one in work.batches[step]])}. The last good state "
+            f"is {state}.",
+            hint="Lower the learning rate (`work.lr`) of this facility, or look at "
+            "these examples.",
+        )
+
+    def _losses(self, work: Work) -> Mapping[str, float]:
         """Return the test loss by task; nothing if the job has to stop meanwhile."""
-        if not test:
-            return {}
         self.status.enter("evaluating")
         began = time.monotonic()
         try:
-            return trainer.evaluate(self._watched(test))
+            return work.evaluate(self._pause)
         except Interrupted as why:
             log.warning("The evaluation is left out: %s.", why)
             return {}
         finally:
             self.timings.eval_s = time.monotonic() - began
 
-    def _watched(self, examples: Sequence[Example]) -> Iterator[Example]:
-        """Yield the examples with heartbeats, until it is time to stop."""
-        for example in examples:
-            self.stop.check()
-            self._leave.check()
-            self.status.beat()
-            yield example
+    def _scores(self, work: Work, version: int) -> Mapping[str, float]:
+        """Return what generated answers score; an evaluation is whole or none."""
+        try:
+            return work.scores(self._pause)
+        except Interrupted as why:
+            raise WorkerError(
+                f"The answers of version {version} were not finished: {why}.",
+                transient=True,
+            ) from why
 
-    def _evaluate_version(self) -> None:
-        test = self._test(build_task(self.job))
+    def _pause(self) -> None:
+        """Give a heartbeat; raise when it is time to stop."""
+        self.stop.check()
+        self._leave.check()
+        self.status.beat()
+
+    def _evaluate_version(self, work: Work) -> None:
+        has_test = work.read(train=False, test=True)
         binding = bind(self.job, self.mailbox)
-        trainer, _ = self._trainer(binding)
+        self._load(work, binding)
         self._has_started()
         self.status.enter("evaluating", base=binding.version)
-        losses = self._losses(trainer, test)
+        losses = self._losses(work) if has_test else {}
         if not losses:
             raise WorkerError(
                 f"The evaluation of version {binding.version} was stopped: "
                 f"{self.stop.reason or 'there is no test example'}.",
                 transient=self.stop.reason is not None,
             )
+        result = Result(
+            binding.progress,
+            losses,
+            self.timings,
+            scores=self._scores(work, binding.version),
+            report=work.report(),
+        )
         self.status.enter("saving")
-        result = Result(binding.progress, losses, self.timings)
         delivery.deliver_evaluation(self.mailbox, self.job.order, result)
 
 
-def build_task(job: Job) -> Task:
-    """Return the task of a job; raises PluginError or SpecError."""
-    plugin = task_plugin(job.task.name)
-    options = validated(plugin.options, job.task.options, "task.options")
-    job.task.cache.mkdir(parents=True, exist_ok=True)
-    task: Task = resolve(plugin.target)(job.task.source, job.task.cache, options)
-    return task
+def _whose(suspects: list[list[str]]) -> str:
+    """Say which examples of a step it was, or which rank's part of them."""
+    parts = [(rank, part) for rank, part in enumerate(suspects) if part]
+    if len(suspects) == 1:
+        return "".join(f", by the examples {_few(part)}" for _, part in parts)
+    return "".join(f", in rank {rank}'s part ({_few(part)})" for rank, part in parts)
 
 
-def build_trainer(job: Job, version: Path) -> Trainer:
-    """Return the job's trainer, for the version in a folder, not loaded yet."""
-    order = job.order
-    plugin = trainer_plugin(order.model.trainer)
-    context = TrainerContext(
-        source=order.model.source,
-        dtype=order.model.dtype,
-        model_options=validated(
-            plugin.model_options, order.model.options, "model.options"
-        ),
-        work=validated(plugin.work_options, order.work, "work"),
-        seed=derive_seed("trainer", order.seed, order.facility, order.round),
-        assets=version,
-        modules=job.modules,
-    )
-    trainer: Trainer = resolve(plugin.target)(context)
-    return trainer
-
-
-def ordered_steps(job: Job) -> int:
-    """Return the number of steps of a training order.
-
-    Raises:
-        SpecError: The order has none.
-    """
-    if job.order.steps is None:
-        raise SpecError(f"The order {job.order.assignment} has no `steps`.")
-    return job.order.steps
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
 
 
 def as_hansa_error(error: Exception) -> HansaError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from hansa.core.errors import HansaError, StoreError
 from hansa.mailbox.files import read_json, show_json, write_json
 from hansa.mailbox.links import link_to
+from hansa.worker.base import Report
 from hansa.worker.job import SCHEMA
 
 log = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ class Status:
             "steps": steps,
             "loss": None,
             "samples_per_s": None,
+            "training": {},
             "at": 0.0,
             "pid": os.getpid(),
             "host": os.uname().nodename,
@@ -77,6 +80,18 @@ class Status:
             self._fields.update(step=step, loss=loss, samples_per_s=samples_per_s)
         if time.monotonic() - self._written >= self._every:
             self._write()
+
+    def tell(self, report: Report) -> None:
+        """Take what a trainer tells of its work; the next heartbeat has it.
+
+        Numbers that are not finite are left out.
+        """
+        numbers = {
+            name: number
+            for name, number in report.numbers.items()
+            if math.isfinite(number)
+        }
+        self._fields["training"] = {**report.words, **numbers}
 
     def fail_unless_told(self, error: HansaError) -> None:
         """Write the error, unless the file says of this process how its work ended."""

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from worker_place import Place
 
+from hansa.worker.checkpoint import Progress, Savable
+from hansa.worker.saver import Saver
+
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
@@ -34,8 +37,14 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def eager() -> Iterator[None]:
-    """Write checkpoints as often as asked, however slow the disk is."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hansa.worker.session.CHECKPOINT_SHARE", 1e9)
-        yield
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write checkpoints as often as asked, however slow the disk is, and at once."""
+    save = Saver.save
+
+    def and_wait(self: Saver, progress: Progress, trainer: Savable) -> None:
+        save(self, progress, trainer)
+        self.wait()
+
+    # The test's own one: two would undo what both have changed in the wrong order.
+    monkeypatch.setattr("hansa.worker.saver.SHARE", 1e9)
+    monkeypatch.setattr(Saver, "save", and_wait)

@@ -26,8 +26,12 @@ from hansa.worker import allocation
 from hansa.worker.allocation import Allocation
 from hansa.worker.job import AnyJob
 from hansa.worker.job import read_job as read_any
+from hansa.worker.saver import Saver
 from hansa.worker.session import Session
 from hansa.worker.signals import Stop
+from hansa.worker.team import Team
+from hansa.worker.team.crew import Crew
+from hansa.worker.team.watch import Peer, Watch
 from hansa.worker.trainers.softmax import Softmax
 from hansa.worker.walltime import Walltime
 
@@ -184,6 +188,40 @@ def test_an_order_in_the_moment_of_closing_is_done(
     work(host, story)
     assert entries(host) == [f"{SECOND}.1", "closed"]
     assert place.update(SECOND).steps == 6
+
+
+# Ranks ----------------------------------------------------------------------------
+
+
+class Lone(Crew):
+    """Rank 0 of two, for orders that it does alone."""
+
+    def __init__(self) -> None:
+        peers = {1: Peer(1, "n1", "/jobs/rank-0001.log")}
+        super().__init__(Team(world=2), Watch(0, peers), peers, "")
+
+    def lose(self) -> None:
+        self.watch.lose(WorkerError("Rank 1 on n1 has ended.", transient=True))
+
+
+def test_without_all_its_ranks_an_allocation_does_no_more(
+    place: Place, story: Story
+) -> None:
+    host, crew = place.job(linger_s=3600.0), Lone()
+    story.at(10, crew.lose)
+    stop = Stop(now=story.clock.now)
+    Allocation(read_any(host), stop, story.time, None, story.clock, crew).run()
+    assert story.time == pytest.approx(1010, abs=1)
+    assert (place.phase(), entries(host)) == ("done", ["closed"])
+
+    again = place.job(assignment=THIRD, linger_s=3600.0)
+    assert place.hand(again, 1, place.job(assignment=SECOND))
+    Allocation(read_any(again), stop, story.time, None, story.clock, crew).run()
+    refused = place.status(assignment=SECOND)
+    assert refused["phase"] == "refused"
+    assert "Rank 1 on n1 has ended" in refused["error"]["message"]
+    assert refused["error"]["transient"]
+    crew.watch.close()
 
 
 # Words ------------------------------------------------------------------------------
@@ -427,7 +465,11 @@ def test_slow_checkpoints_are_reckoned_with_for_the_next_order(
     """An order that just fits without them would be stopped before its end."""
     takes(monkeypatch, story, 20.0)
     times = iter([200.0, 100.0])
-    monkeypatch.setattr(Session, "_save", lambda *_: next(times, 10.0))
+
+    def save(self: Saver, *_: object) -> None:
+        self.longest_s = max(self.longest_s, next(times, 10.0))
+
+    monkeypatch.setattr(Saver, "save", save)
     host = place.job(linger_s=7200.0, checkpoint_s=0.0)
     order = place.job(assignment=SECOND, checkpoint_s=3600.0)
     assert place.hand(host, 1, order)

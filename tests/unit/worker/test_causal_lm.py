@@ -97,7 +97,7 @@ def test_loss_is_of_the_answer_only_by_hand() -> None:
     ids = torch.tensor([encoded.ids])
     everywhere = torch.ones(1, len(encoded.ids) - 1, dtype=torch.bool)
     with torch.no_grad():
-        scores = trainer._model.scores(ids[:, :-1], everywhere)
+        scores = trainer._model.module(ids[:, :-1], everywhere)
     surprise = -functional.log_softmax(scores, dim=-1)
     answer = [
         float(surprise[place - 1, encoded.ids[place]])
@@ -282,7 +282,17 @@ def test_lora_refuses_another_base(tmp_path: Path) -> None:
         CausalLM(context(lora=lora, assets=tmp_path))
 
 
-def test_lora_refuses_an_unknown_target() -> None:
+@pytest.mark.parametrize("target", ["query", "embed_tokens", "self_attn"])
+def test_lora_refuses_what_is_no_linear_layer(target: str) -> None:
     pytest.importorskip("peft")
-    with pytest.raises(SpecError, match="no layer named 'query'"):
-        CausalLM(context(lora={"targets": ["query"]}))
+    with pytest.raises(SpecError, match=f"no linear layer named '{target}'"):
+        CausalLM(context(lora={"targets": [target]}))
+
+
+def test_a_gradient_that_is_no_number_moves_nothing_and_is_told() -> None:
+    trainer = CausalLM(context())
+    before = arrays(trainer)
+    weight = trainer._model.module.get_parameter("model.norm.weight")
+    weight.register_hook(lambda gradient: gradient * float("inf"))
+    assert np.isnan(trainer.step(EXAMPLES[:4]))  # though the loss is a number
+    assert_same(arrays(trainer), before)

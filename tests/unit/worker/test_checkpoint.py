@@ -34,7 +34,7 @@ class Counter:
     def correct(self, correction: Correction) -> None:
         raise NotImplementedError
 
-    def step(self, batch: Sequence[Example]) -> float:
+    def step(self, batch: Sequence[Example], of: int | None = None) -> float:
         raise NotImplementedError
 
     def evaluate(self, examples: Iterable[Example]) -> Mapping[str, float]:

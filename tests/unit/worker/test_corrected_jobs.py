@@ -16,7 +16,8 @@ from hansa.worker.__main__ import main
 from hansa.worker.allocation import Allocation
 from hansa.worker.data import Batches
 from hansa.worker.job import read_job as read_any
-from hansa.worker.session import Session, build_task
+from hansa.worker.loading import batches_of, build_task
+from hansa.worker.session import Session
 from hansa.worker.signals import Stop
 
 STATE = "state/correction-a/1"
@@ -202,17 +203,22 @@ def test_order_in_an_allocation_takes_its_own_state(place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    ("order", "first"),
-    [({"round": 3, "steps": 4}, 8), ({"round": 3, "first": 0}, 0), ({"first": 50}, 50)],
+    ("order", "seen"),
+    [
+        ({"round": 3, "steps": 4}, 8 * 16),
+        ({"round": 3, "first": 0}, 0),
+        ({"first": 50}, 50 * 16),
+        ({"round": 3, "first": 50, "seen": 7}, 7),  # as newer servers say it
+    ],
 )
 def test_where_in_its_data_an_order_begins(
-    place: Place, order: dict[str, Any], first: int
+    place: Place, order: dict[str, Any], seen: int
 ) -> None:
     job = read_job(place.job(order={**PLAIN, **order}))
     task = build_task(job)
-    batches = Session(job, Stop(), 0.0).batches(task)
+    batches = batches_of(job, task)
     examples = task.load("train", job.task.splits)
-    expected = Batches(examples, 16, seed=3, facility="a", first=first)
+    expected = Batches(examples, 16, seed=3, facility="a", seen=seen)
     for step in range(3):
         found = [example.input.tobytes() for example in batches[step]]
         assert found == [example.input.tobytes() for example in expected[step]]

@@ -65,6 +65,11 @@ def test_division_depends_on_the_options_only() -> None:
     assert sizes[0] != [len(other.load("train", [g])) for g in other.groups()]
 
 
+def test_a_group_that_is_named_twice_counts_once() -> None:
+    once, twice = (len(task().load("train", ["part-1"] * n)) for n in (1, 2))
+    assert once == twice
+
+
 def test_unknown_group_names_the_nearest() -> None:
     with pytest.raises(SpecError, match="no group 'part-9'") as info:
         task().load("train", ["part-9"])

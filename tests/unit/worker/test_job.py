@@ -166,6 +166,7 @@ def test_status_has_all_fields(tmp_path: Path) -> None:
         "samples_per_s": 100.0,
         "pid": os.getpid(),
         "error": None,
+        "training": {},
     }
 
 

@@ -16,7 +16,7 @@ from hansa.core.errors import SpecError, WorkerError
 from hansa.worker import ranks
 from hansa.worker.__main__ import main
 from hansa.worker.launch import Rank
-from hansa.worker.ranks import Launch, check_in, gather
+from hansa.worker.ranks import Launch, arrived, check_in, gather
 from hansa.worker.signals import Stop
 
 
@@ -73,6 +73,15 @@ def test_a_signal_ends_the_waiting(launch: Launch) -> None:
     with pytest.raises(WorkerError, match="SIGTERM"):
         gather(launch, stop, story.clock)
     assert story.time < 1004
+
+
+def test_a_rank_that_was_seen_is_not_read_again(launch: Launch) -> None:
+    check_in(launch, Rank("srun", 0, 4))
+    seen = arrived(launch)
+    (launch.directory / "0.json").write_text("")
+    check_in(launch, Rank("srun", 1, 4))
+    assert sorted(arrived(launch)) == [1]
+    assert sorted(arrived(launch, seen)) == [0, 1]
 
 
 def test_two_of_one_rank(launch: Launch) -> None:
@@ -164,7 +173,7 @@ def test_ranks_above_zero_check_in_and_leave(place: Place, monkeypatch: Envs) ->
     assert not (directory / "status.json").exists()
     log = (directory / "rank-0002.log").read_text()
     assert "Rank 2 of 3" in log
-    assert "Trainers are one process" in log
+    assert "This trainer is one process" in log
     be(monkeypatch, 0, 3)
     assert main(["run", str(path), "--attempt", "5-7"]) == 0
     assert place.update().steps == 6

@@ -46,7 +46,9 @@ def test_folder_of_tasks_as_smolinstruct_has_it(tmp_path: Path, prefix: str) -> 
 
 def test_folder_with_one_file_a_split(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", {"task": "t", "input": "1", "output": "2"})
-    write(tmp_path / "test.jsonl", {"task": "t", "input": "3", "output": "4"})
+    # The file says which split it is.
+    more = {"split": "train", "input": "3", "output": "4"}
+    write(tmp_path / "test.jsonl", {"task": "t", **more})
     assert read_records(tmp_path, "test") == [Example("t", "3", "4")]
 
 
@@ -58,6 +60,7 @@ def test_folder_with_one_file_a_split(tmp_path: Path) -> None:
         ('{"input": "a"}', r"data\.jsonl:2 has no 'output'"),
         ('{"input": "a", "output": 3}', r"data\.jsonl:2: 'output' must be text"),
         ('{"input": "a", "output": "", "task": 3}', "'task' must be text"),
+        ('{"input": "a", "output": "", "split": "tran"}', "2: the split 'tran' is unk"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, words: str) -> None:
@@ -79,6 +82,12 @@ def test_binary_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SpecError, match="no UTF-8"):
         read_records(path, "train")
+
+
+def test_a_file_that_can_not_be_opened_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train" / "a.jsonl").mkdir(parents=True)
+    with pytest.raises(SpecError, match=r"a\.jsonl can't be read: Is a directory"):
+        read_records(tmp_path, "train")
 
 
 def test_missing_source_says_what_is_wanted(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from toy_team import broken
 from worker_place import (
     FIRST,
     MODEL,
@@ -42,8 +43,10 @@ from hansa.store.manifest import (
 from hansa.worker import checkpoint
 from hansa.worker.__main__ import main
 from hansa.worker.base import Example
+from hansa.worker.loading import batches_of, build_task, build_trainer
 from hansa.worker.options import DigitsOptions
-from hansa.worker.session import Session, as_hansa_error, build_task, build_trainer
+from hansa.worker.saver import Saver
+from hansa.worker.session import Session, as_hansa_error
 from hansa.worker.signals import Stop
 from hansa.worker.tasks.digits import Digits
 from hansa.worker.trainers.softmax import Softmax
@@ -71,6 +74,7 @@ def test_a_job_delivers_local_minus_base(place: Place) -> None:
     assert (update.base, update.steps, update.samples) == (0, 6, 96)
     assert not update.partial
     assert (update.facility, update.dtype) == ("a", "float32")
+    assert update.training == place.status()["training"] == {}  # it does not say
 
 
 def test_what_the_manifest_measures(place: Place) -> None:
@@ -162,7 +166,7 @@ def test_second_round_sees_the_next_samples(place: Place) -> None:
     ]
     streams = []
     for job in jobs:
-        batches = Session(job, Stop(), 0.0).batches(build_task(job))
+        batches = batches_of(job, build_task(job))
         streams.append({e.input.tobytes() for step in range(6) for e in batches[step]})
     assert len(streams[0]) == len(streams[1]) == 96
     assert streams[0].isdisjoint(streams[1])
@@ -243,6 +247,42 @@ def test_loss_that_is_not_finite_ends_the_job(
     assert not place.mailbox.updates.exists()
 
 
+def test_the_state_before_a_broken_example_is_kept(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = place.job()
+    job, load = read_job(path), Digits.load
+    bad = batches_of(job, build_task(job)).indices(3)[5]
+
+    monkeypatch.setattr(Digits, "load", lambda *told: broken(load(*told), bad))
+    error = fails(path, WorkerError, f"step 4 of 6, by the examples number {bad}. Its")
+    kept = place.mailbox.job(FIRST, 1).checkpoint / "00000003"
+    assert error.message.endswith(f"The last good state is in {kept}.")
+    monkeypatch.undo()
+    assert main(["run", str(place.job(number=2))]) == 0
+    same_bits(place, path)
+
+
+def test_a_state_that_is_no_number_is_not_kept(
+    place: Place, monkeypatch: pytest.MonkeyPatch, eager: None
+) -> None:
+    step, calls = Softmax.step, [0]
+
+    def poisoned(self: Softmax, batch: Any) -> float:
+        loss = step(self, batch)
+        calls[0] += 1
+        if calls[0] == 3:  # its gradient was too large: the loss will be, too
+            dict(self.tensors())["bias"][:] = np.inf
+        return loss
+
+    monkeypatch.setattr(Softmax, "step", poisoned)
+    with np.errstate(all="ignore"):
+        error = fails(place.job(checkpoint_s=0.0), WorkerError, "became nan at step 4")
+    folder = place.mailbox.job(FIRST, 1).checkpoint
+    assert error.message.endswith(f"The last good state is in {folder / '00000002'}.")
+    assert [path.name for path in folder.iterdir()] == ["00000002"]
+
+
 @pytest.mark.parametrize(
     ("raised", "transient"),
     [
@@ -309,11 +349,11 @@ def test_partial_work_is_safe_before_it_is_delivered(
             stop.request(signal.SIGTERM)
         return loss
 
-    def full(*arguments: object) -> None:
+    def full(*arguments: object, **options: object) -> None:
         raise StorageFull("No space is left.")
 
     on_step(monkeypatch, act)
-    monkeypatch.setattr("hansa.worker.delivery.deliver_update", full)
+    monkeypatch.setattr("hansa.worker.delivery.write_update", full)
     with pytest.raises(StorageFull):
         Session(read_job(place.job()), stop, 0.0).run()
     saved = list(checkpoint.saved(place.mailbox, "train-0001-a-1", 2))
@@ -500,13 +540,13 @@ def test_job_that_was_rewritten_while_it_waited_is_refused(
 def test_the_reserve_grows_with_the_checkpoints(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Session, "_save", lambda *_: 100.0)
+    monkeypatch.setattr(Saver, "save", lambda self, *_: setattr(self, "longest_s", 100))
     walltime = Walltime.asked(50.0, 3600.0)
     stop = Stop(walltime.deadline())
     path = place.job(checkpoint_s=0.0)
     found: list[float | None] = []
     on_step(monkeypatch, lambda call, loss: found.append(stop.deadline) or loss)
-    monkeypatch.setattr("hansa.worker.session.CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr("hansa.worker.saver.SHARE", 1e9)
     monkeypatch.setattr("hansa.worker.signals.time.monotonic", lambda: 51.0)
     Session(read_job(path), stop, 50.0, walltime).run()
     assert found[:2] == [50 + 3600 - 60, 50 + 3600 - 300]
@@ -555,8 +595,10 @@ def blocking(self, batch):
         sys.stdin.readline()
     return step(self, batch)
 Softmax.step = blocking
-import hansa.worker.session
-hansa.worker.session.CHECKPOINT_SHARE = 1e9
+from hansa.worker import saver
+saver.SHARE = 1e9
+save = saver.Saver.save
+saver.Saver.save = lambda self, *told: (save(self, *told), self.wait())
 """
 
 

@@ -164,7 +164,7 @@ def test_a_mailbox_that_can_not_be_written_is_a_problem(
 
 def test_it_says_where_the_ranks_were(place: Place) -> None:
     present = [
-        Present(rank, 3, None, "PALS", host, 1, "")
+        Present(rank, 3, None, "PALS", host, "", 1, "")
         for rank, host in enumerate(("n1", "n1", "n2"))
     ]
     found = Trial(job(place), Walltime(), present, load=nothing, tools=list).look()

@@ -56,7 +56,7 @@ class Digits:
         if split == "test":
             chosen = self._test
         elif split == "train":
-            names = self.groups() if groups is None else groups
+            names = self.groups() if groups is None else set(groups)
             chosen = sorted(i for name in names for i in self._parts[name])
         else:
             raise SpecError(f"Digits have the splits 'train', 'test'; not {split!r}.")

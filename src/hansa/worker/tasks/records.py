@@ -2,7 +2,8 @@
 
 A source is one of:
 
-- a file ``*.jsonl``; each line may name its ``task`` and its ``split`` ("train");
+- a file ``*.jsonl``; each line may name its ``task`` and its ``split`` ("train" or
+  "test"; "train" if not);
 - a folder with ``train.jsonl`` and ``test.jsonl``;
 - a folder with ``raw/train/<task>.jsonl`` and ``raw/test/<task>.jsonl``, as
   SMolInstruct is published (``raw/`` may be left out).
@@ -15,9 +16,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from hansa.core.errors import SpecError
 from hansa.worker.base import Example
+
+SPLITS = ("train", "test")
 
 
 def read_records(source: Path, split: str) -> list[Example]:
@@ -30,13 +34,8 @@ def read_records(source: Path, split: str) -> list[Example]:
             record; the message names file and line.
     """
     if source.is_file():
-        return [example for part, example in _lines(source, "train") if part == split]
-    return [
-        example
-        for path in _files(source, split)
-        for part, example in _lines(path, split)
-        if part == split
-    ]
+        return [example for part, example in _lines(source) if part == split]
+    return [example for path in _files(source, split) for _, example in _lines(path)]
 
 
 def _files(source: Path, split: str) -> list[Path]:
@@ -53,27 +52,67 @@ def _files(source: Path, split: str) -> list[Path]:
     )
 
 
-def _lines(path: Path, split: str) -> Iterator[tuple[str, Example]]:
-    """Yield split and example of every line; `split` is what a line without has."""
+def _lines(path: Path) -> Iterator[tuple[str, Example]]:
+    """Yield every line's example and the split that it names, "train" if none."""
     try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    data = _record(line, f"{path}:{number}")
+                    place = f"{path}:{number}"
+                    data = _record(line, place)
                     task = data.get("task", path.stem)
-                    example = Example(task, data["input"], data["output"])
-                    yield data.get("split", split), example
+                    example = Example(
+                        task, data["input"], data["output"], f"{path.name}:{number}"
+                    )
+                    yield split_of(data.get("split", "train"), place), example
     except UnicodeDecodeError as error:
         raise SpecError(f"{path} is no UTF-8 text: {error}.") from error
+    except OSError as error:
+        raise SpecError(f"{path} can't be read: {error.strerror}.") from error
 
 
-def _record(line: str, place: str) -> dict[str, str]:
+def split_of(name: str, place: str) -> str:
+    """Return the split that a line names.
+
+    Raises:
+        SpecError: There is no such split, so nobody would ever see the line.
+    """
+    if name not in SPLITS:
+        raise SpecError(
+            f"{place}: the split {name!r} is unknown.",
+            hint=f"Known: {' and '.join(SPLITS)}.",
+        )
+    return name
+
+
+def json_object(line: str | bytes, place: str) -> dict[str, Any]:
+    """Return the JSON object of a line.
+
+    Args:
+        line: The line; bytes are UTF-8.
+        place: File and number of the line, for errors.
+
+    Raises:
+        SpecError: It is none.
+    """
     try:
-        data = json.loads(line)
-    except ValueError as error:
+        text = line.decode() if isinstance(line, bytes) else line
+        data = json.loads(text)
+        if (
+            "\\ud" in text.lower()
+        ):  # half of a pair is no character, and can't be encoded
+            json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{place} is no UTF-8 text: {error}.") from error
+    except (ValueError, RecursionError) as error:
         raise SpecError(f"{place} is no JSON: {error}.") from error
     if not isinstance(data, dict):
         raise SpecError(f"{place} is no record: it must be an object {{...}}.")
+    return data
+
+
+def _record(line: str, place: str) -> dict[str, str]:
+    data = json_object(line, place)
     for key in ("input", "output"):
         if key not in data:
             raise SpecError(

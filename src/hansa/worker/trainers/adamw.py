@@ -2,17 +2,18 @@
 
 The first use of a ``torch.optim.Optimizer`` imports torch's compiler, 1.4 s of
 processor time in every job. The arithmetic is torch's functional AdamW; the state
-has the layout of the class's `state_dict`, so checkpoints are the same.
+has the names that the class gives it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 from torch.optim.adamw import adamw
+
+from hansa.worker.trainers.sgd import gradient
 
 _BETAS = (0.9, 0.999)
 _EPS = 1e-8
@@ -25,38 +26,43 @@ class AdamW:
     Args:
         parameters: What is trained; their order is that of the state.
         weight_decay: Strength of the decay.
+        fused: Whether each parameter is moved in one pass over its numbers, and one
+            without a gradient as if that were zero. If not, the kernels are those that
+            ``torch.optim.AdamW`` chooses, and such a parameter is left alone.
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], *, weight_decay: float
+        self, parameters: Iterable[Tensor], *, weight_decay: float, fused: bool = True
     ) -> None:
         self.parameters = list(parameters)
         self.weight_decay = weight_decay
-        self._steps = [torch.zeros((), device=p.device) for p in self.parameters]
+        self._fused = fused
+        # On a GPU the quick kernel wants the count there; the others want it here.
+        self._steps = [
+            torch.zeros((), device=p.device if fused else "cpu")
+            for p in self.parameters
+        ]
         self._moments = [
             [torch.zeros_like(p) for p in self.parameters] for _ in _MOMENTS
         ]
 
-    @property
-    def steps(self) -> int:
-        """Number of steps done."""
-        return int(self._steps[0].item()) if self._steps else 0
-
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """Move every parameter by its gradient and forget the gradients."""
-        grads = [
-            torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters
+        moved = [
+            index
+            for index, parameter in enumerate(self.parameters)
+            if self._fused or parameter.grad is not None
         ]
         adamw(
-            list(self.parameters),
-            grads,
-            self._moments[0],
-            self._moments[1],
+            [self.parameters[i] for i in moved],
+            [gradient(self.parameters[i]) for i in moved],
+            [self._moments[0][i] for i in moved],
+            [self._moments[1][i] for i in moved],
             [],
-            self._steps,
-            foreach=False,
-            fused=True,
+            [self._steps[i] for i in moved],
+            foreach=False if self._fused else None,
+            fused=True if self._fused else None,
             amsgrad=False,
             beta1=_BETAS[0],
             beta2=_BETAS[1],
@@ -68,28 +74,12 @@ class AdamW:
         for parameter in self.parameters:
             parameter.grad = None
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state as ``torch.optim.AdamW`` lays it out."""
-        state = {
-            index: {"step": self._steps[index]}
-            | {
-                name: moment[index]
-                for name, moment in zip(_MOMENTS, self._moments, strict=True)
-            }
-            for index in range(len(self.parameters))
-        }
-        group = {"weight_decay": self.weight_decay, "params": list(state)}
-        return {"state": state, "param_groups": [group]}
+    def state(self) -> list[dict[str, Tensor]]:
+        """Return each parameter's state, to be read or set in place.
 
-    @torch.no_grad()
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned.
-
-        Raises:
-            KeyError: The state is of another optimizer.
+        ``step`` is a number, ``exp_avg`` and ``exp_avg_sq`` have its shape.
         """
-        for index in range(len(self.parameters)):
-            entry = saved["state"][index]
-            self._steps[index].copy_(entry["step"])
-            for name, moment in zip(_MOMENTS, self._moments, strict=True):
-                moment[index].copy_(entry[name])
+        return [
+            {"step": step, _MOMENTS[0]: mean, _MOMENTS[1]: square}
+            for step, mean, square in zip(self._steps, *self._moments, strict=True)
+        ]

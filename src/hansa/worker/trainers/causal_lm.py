@@ -7,43 +7,60 @@ examples. So training minimises just what evaluation reports.
 
 from __future__ import annotations
 
+import logging
 import math
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from hansa.core.errors import SpecError, WorkerError
-from hansa.store.manifest import NAME, read_version_manifest
+from hansa.core.errors import SpecError
+from hansa.core.rng import derive_seed
 from hansa.worker.base import (
     Array,
     Correction,
     Example,
+    Report,
     TensorReader,
     TrainerContext,
     needs_plain_sgd,
 )
+from hansa.worker.engine.base import Engine, Recipe
+from hansa.worker.engine.choice import way
+from hansa.worker.engine.device import prepare
+from hansa.worker.engine.make import make_engine
+from hansa.worker.engine.together import agreed, largest, summed
 from hansa.worker.llm_options import (
     CausalLMModelOptions,
     CausalLMWorkOptions,
     language_impure,
     rank_misfit,
 )
-from hansa.worker.trainers.adamw import AdamW
-from hansa.worker.trainers.corrected import Corrections
-from hansa.worker.trainers.lora import add_residuals, only_first, residual_names
-from hansa.worker.trainers.models import first_model, version_model, write_model
-from hansa.worker.trainers.sgd import SGD
+from hansa.worker.measured import attach, over_ranks
+from hansa.worker.trainers.collate import (
+    Rows,
+    check_length,
+    check_separate,
+    longest_question,
+    passes,
+    rows,
+)
+from hansa.worker.trainers.llama import Llama
+from hansa.worker.trainers.models import (
+    DTYPES,
+    LanguageModel,
+    first_model,
+    version_model,
+    write_model,
+)
+from hansa.worker.trainers.schedule import factor
 from hansa.worker.trainers.tokenizer import Encoded
-from hansa.worker.trainers.torch_state import restore_torch, save_torch
+
+log = logging.getLogger(__name__)
 
 _WINDOW = 8  # micro batches that an evaluation sorts by length together
 
@@ -51,12 +68,16 @@ _WINDOW = 8  # micro batches that an evaluation sorts by length together
 class CausalLM:
     """A decoder-only language model; see `hansa.worker.base.Trainer`.
 
+    On several ranks an evaluation is of each rank's own examples, as a step is; all
+    ranks do the same number of passes, as some back ends talk to each other in each.
+
     Args:
-        context: Source, options, seed and the version's assets.
+        context: Source, options, seed, the version's assets, and the ranks.
 
     Raises:
-        SpecError: The source or the dtype is none that this trainer knows, or
-            `work.lora_rank` does not fit the model's adapters.
+        SpecError: The source or the dtype is none that this trainer knows,
+            `work.lora_rank` does not fit the model's adapters, or `work.sharding` does
+            not fit the number of ranks or the memory.
         WorkerError: Model files are missing or damaged.
     """
 
@@ -65,58 +86,79 @@ class CausalLM:
         self._work = cast(CausalLMWorkOptions, context.work)
         if (why := rank_misfit(self._options, self._work)) is not None:
             raise SpecError(f"work: {why}.")
-        self._device = _prepare_torch(context.seed)
+        self._context, self._team = context, context.team
+        self._packing_checked = False
+        self._device = prepare(context.seed, context.team)
         if context.assets is None:
             self._model = first_model(context, self._options)
         else:
             self._model = version_model(context, self._options, context.assets)
-        self._model.module.to(self._device)
-        self._federated = self._model.federated()
-        optimizer = SGD if self._work.optimizer == "sgd" else AdamW
-        self._optimizer: SGD | AdamW = optimizer(
-            self._federated.values(), weight_decay=self._work.weight_decay
+        check_length(self._model.config, self._work.sequence_length)
+        self._precision = self._work.precision or context.dtype
+        if self._precision in DTYPES:
+            _convert(self._model, DTYPES[self._precision], self._options)
+        self._way = way(
+            self._model.config,
+            self._options,
+            self._work,
+            self._precision,
+            self._team,
+            self._device,
+            own=isinstance(self._model.module, Llama),
         )
-        self._corrections = Corrections({}, Correction())
-        self._residuals = _residuals(context.assets)
-        self._folded = False
+        self._lr_scale = 1.0
+        self._truncated, self._meter = 0, context.meter
+        attach(self._meter, self._device)
+        self._engine = self._make_engine()
+        if not self._model.residuals:
+            self._fill()
+        if self._model.first is not None:
+            self._engine.load(self._model.first)
+        if self._team.rank:  # all have built the same model; now each draws its own
+            torch.manual_seed(derive_seed(context.seed, "rank", self._team.rank))
+
+    def _make_engine(self) -> Engine:
+        recipe = Recipe(
+            sharding=self._way.sharding,
+            precision=self._precision,  # type: ignore[arg-type]
+            optimizer=self._work.optimizer,
+            weight_decay=self._work.weight_decay,
+            clip=self._work.clip,
+            activation_checkpointing=self._way.activation_checkpointing,
+            cpu_offload=self._way.cpu_offload,
+            adapter_rank=self._work.lora_rank,
+            may_skip=any("expert" in key for key in self._model.config),
+            seed=self._context.seed,
+        )
+        return make_engine(
+            self._model.module,
+            self._model.federated(),
+            recipe,
+            self._team,
+            self._device,
+        )
 
     def tensors(self) -> Iterator[tuple[str, Array]]:
         """Yield copies of the federated tensors in float32, sorted by name."""
-        for name, parameter in self._federated.items():
-            value = parameter.detach().to("cpu", torch.float32, copy=True)
-            yield name, value.numpy()
+        yield from self._engine.tensors()
 
-    @torch.no_grad()
     def load(self, read: TensorReader) -> None:
         """Take the values of all federated tensors from `read`.
 
         Where the version has residuals of its adapters, they go into the frozen
-        weights; such a version is taken once.
+        weights.
 
         Raises:
-            WorkerError: A tensor is missing or has another shape, or the frozen weights
-                have their residuals already.
+            WorkerError: A tensor is missing or has another shape.
         """
-        if self._folded:
-            raise WorkerError(
-                "The frozen weights have the residuals of a version already.",
-                hint="Build a new trainer for each version.",
-            )
-        for name, parameter in self._federated.items():
-            try:
-                value = np.asarray(read(name))
-            except KeyError as error:
-                raise WorkerError(f"The version lacks the tensor {name!r}.") from error
-            if value.shape != tuple(parameter.shape):
-                raise WorkerError(
-                    f"The version's tensor {name!r} is {list(value.shape)}, the "
-                    f"model's is {list(parameter.shape)}."
-                )
-            # By way of float32: numpy's bfloat16 is unknown to torch.
-            parameter.copy_(torch.from_numpy(value.astype(np.float32)))
-        if self._residuals:
-            self._folded = True
-            add_residuals(self._model.module, self._residuals, read)
+        self._engine.load(read)
+        if self._model.residuals:
+            self._fill(read)
+
+    def _fill(self, read: TensorReader | None = None) -> None:
+        """Set the frozen weights."""
+        with agreed(self._team, "Reading the frozen model"):
+            self._model.fill(read)
 
     def correct(self, correction: Correction) -> None:
         """Take up the order's learning rate factor, proximal term, control variate.
@@ -127,30 +169,38 @@ class CausalLM:
         """
         if correction.control is not None and language_impure(self._work):
             raise needs_plain_sgd("work.optimizer: sgd, clip: null")
-        self._corrections = Corrections(self._federated, correction)
+        self._engine.correct(correction)
+        self._lr_scale = correction.lr_scale
 
     @property
     def plain_rate(self) -> float | None:
         """The next step's learning rate; None unless it is plain SGD."""
         return None if language_impure(self._work) else self._learning_rate()
 
-    def step(self, batch: Sequence[Example]) -> float:
-        """Do one optimizer step and return the batch's mean training loss."""
-        self._model.module.train()
-        losses = [0.0] * len(batch)
-        for chosen, encoded in self._passes(batch):
-            each = self._losses(encoded)
-            torch.autograd.backward(each.sum() / len(batch))
-            for index, loss in zip(chosen, each.tolist(), strict=True):
-                losses[index] = loss
-        self._corrections.add_to_gradients()
-        with self._trained_part():
-            if self._work.clip is not None:
-                torch.nn.utils.clip_grad_norm_(
-                    self._federated.values(), self._work.clip
-                )
-            self._optimizer.step(self._learning_rate())
-        return math.fsum(losses) / len(batch)
+    def step(self, batch: Sequence[Example], of: int | None = None) -> float:
+        """Do one optimizer step and return the mean training loss over all ranks."""
+        of = len(batch) if of is None else of
+        engine, losses = self._engine, []
+        self._check_packing()
+        engine.module.train()
+        with self._meter.step():
+            with self._meter.data():
+                planned = self._passes(batch)
+            count = self._most(len(planned))
+            for index in range(count):
+                last = index == count - 1
+                made = self._rows(planned, index)
+                engine.begin(last=last)
+                each = made.losses(self._scores(made))
+                engine.backward(each.sum() / of, last=last)
+                losses += each.tolist()
+            (total,) = summed([math.fsum(losses)], self._team)
+            if math.isfinite(total):  # else the weights stay as good as they were
+                norm = engine.step(self._learning_rate())
+                if norm == math.inf:
+                    log.warning("The loss is %g, but its gradient no number.", total)
+                    total = math.nan
+        return total / of
 
     @torch.no_grad()
     def evaluate(self, examples: Iterable[Example]) -> Mapping[str, float]:
@@ -159,24 +209,55 @@ class CausalLM:
         The examples are taken a window at a time, as taking one is where a worker
         that is told to stop interrupts; within a window they are sorted by length.
         """
-        self._model.module.eval()
+        self._engine.module.eval()
         by_task: dict[str, list[float]] = defaultdict(list)
         waiting = iter(examples)
-        while window := list(islice(waiting, _WINDOW * self._work.micro_batch)):
-            for chosen, encoded in self._passes(window):
-                losses = self._losses(encoded).tolist()
-                for index, loss in zip(chosen, losses, strict=True):
-                    by_task[window[index].task].append(loss)
+        while True:
+            window = list(islice(waiting, _WINDOW * self._way.micro_batch))
+            planned = self._passes(window)
+            count = self._most(len(planned))
+            if not count:
+                break
+            for index in range(count):
+                made = self._rows(planned, index, count=False)
+                losses = made.losses(self._scores(made)).tolist()
+                chosen = planned[index][0] if index < len(planned) else []
+                for at, loss in zip(chosen, losses, strict=True):
+                    by_task[window[at].task].append(loss)
         return {
             task: math.fsum(losses) / len(losses)
             for task, losses in sorted(by_task.items())
         }
 
-    def save(self, directory: Path) -> None:
-        """Write federated tensors, optimizer and random state into `directory`."""
-        save_torch(
-            directory, self._federated, cast(torch.optim.Optimizer, self._optimizer)
+    def generate(self, examples: Iterable[Example], tokens: int) -> Sequence[str]:
+        """Return the model's greedy answers, in the order of the examples.
+
+        A question may be as long as in training, but leaves room for its answer.
+
+        Raises:
+            SpecError: The model is spread over several ranks, or is not made for
+                answers of so many tokens.
+        """
+        if self._team.world > 1:
+            raise SpecError(
+                f"{self._team.world} ranks can't generate answers together."
+            )
+        from hansa.worker.generate import answers  # noqa: PLC0415 - only here
+
+        self._engine.module.eval()
+        return answers(
+            self._model,
+            examples,
+            tokens=tokens,
+            longest=longest_question(
+                self._model.config, self._work.sequence_length, tokens
+            ),
+            rows=self._way.micro_batch,
         )
+
+    def save(self, directory: Path) -> None:
+        """Write this rank's part of tensors, optimizer and random state."""
+        self._engine.save(directory)
 
     def restore(self, directory: Path) -> None:
         """Continue exactly where `save` was called.
@@ -184,58 +265,82 @@ class CausalLM:
         Raises:
             WorkerError: The saved state is of another model, or damaged.
         """
-        restore_torch(
-            directory, self._federated, cast(torch.optim.Optimizer, self._optimizer)
-        )
+        self._engine.restore(directory)
+
+    def take_up(self, directory: Path) -> None:
+        """Take the optimizer's moments of an order before; see `Keeping`."""
+        self._engine.restore(directory, optimizer_only=True)
+
+    def report(self) -> Report:
+        """Return how it trains, and what it has counted."""
+        numbers = {
+            **self._meter.numbers(),
+            "truncated": float(self._truncated),
+        }
+        words = {**self._engine.words(), "device_name": self._meter.gauge.name}
+        return Report(words=words, numbers=over_ranks(numbers, self._team))
 
     def write_assets(self, folder: Path) -> None:
         """Write config and tokenizer (and what LoRA needs) into `folder`."""
         write_model(self._model, self._options, folder)
 
-    def _learning_rate(self) -> float:
-        warm = (self._optimizer.steps + 1) / max(1, self._work.warmup_steps)
-        return self._work.lr * self._corrections.lr_scale * min(1.0, warm)
+    def _check_packing(self) -> None:
+        """Make sure, once, that the model keeps packed examples apart."""
+        if self._work.packing and not self._packing_checked:
+            self._engine.module.eval()
+            check_separate(self._scores, self._device, self._work.sequence_length)
+            self._packing_checked = True
 
-    def _trained_part(self) -> AbstractContextManager[None]:
-        if self._work.lora_rank is None:
-            return nullcontext()
-        return only_first(self._federated, self._work.lora_rank)
+    def _learning_rate(self) -> float:
+        done = self._engine.steps
+        warm = min(1.0, (done + 1) / max(1, self._work.warmup_steps))
+        share = factor(self._work.schedule, self._context.first + done)
+        return self._work.lr * self._lr_scale * warm * share
+
+    def _most(self, count: int) -> int:
+        """Return how many passes the rank with most of them has."""
+        return int(largest(count, self._team))
 
     def _passes(
         self, examples: Sequence[Example]
-    ) -> Iterator[tuple[list[int], list[Encoded]]]:
-        """Yield indices and tokens of examples of similar length, shortest first."""
-        tokenizer = self._model.tokenizer
-        encoded = tokenizer.encode(examples, self._work.sequence_length)
-        order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i].ids), i))
-        size = self._work.micro_batch
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
-            yield chosen, [encoded[index] for index in chosen]
+    ) -> list[tuple[list[int], list[Encoded]]]:
+        """Return indices and tokens of examples of similar length."""
+        encoded = self._model.tokenizer.encode(
+            examples, self._work.sequence_length, self._work.too_long
+        )
+        chosen = passes(encoded, self._way.micro_batch, self._pack_length)
+        return [(indices, [encoded[i] for i in indices]) for indices in chosen]
 
-    def _losses(self, encoded: Sequence[Encoded]) -> Tensor:
-        """Return the loss of each example, float32, (examples,)."""
-        longest = max(len(entry.ids) for entry in encoded)
-        rows = [
-            (*entry.ids, *[self._model.tokenizer.eos] * (longest - len(entry.ids)))
-            for entry in encoded
-        ]
-        ids = torch.tensor(rows, device=self._device)
-        inputs, targets = ids[:, :-1], ids[:, 1:]
-        wanted = self._answer_positions(encoded, longest - 1)
-        scores = self._model.scores(inputs, wanted).float()
-        surprise = functional.cross_entropy(scores, targets[wanted], reduction="none")
-        lengths = torch.tensor([entry.answer for entry in encoded], device=self._device)
-        row = torch.arange(len(encoded), device=self._device).repeat_interleave(lengths)
-        total = torch.zeros(len(encoded), device=self._device)
-        return total.index_add(0, row, surprise) / lengths
+    @property
+    def _pack_length(self) -> int | None:
+        return self._work.sequence_length if self._work.packing else None
 
-    def _answer_positions(self, encoded: Sequence[Encoded], length: int) -> Tensor:
-        """Return where an input's next token is part of the answer, as booleans."""
-        place = torch.arange(length, device=self._device)
-        first = torch.tensor([e.prompt - 1 for e in encoded], device=self._device)
-        end = torch.tensor([len(e.ids) - 1 for e in encoded], device=self._device)
-        return (place >= first[:, None]) & (place < end[:, None])
+    def _rows(
+        self,
+        planned: Sequence[tuple[list[int], list[Encoded]]],
+        index: int,
+        *,
+        count: bool = True,
+    ) -> Rows:
+        """Return what goes into a pass; padding where only others have examples."""
+        encoded = planned[index][1] if index < len(planned) else []
+        with self._meter.data():
+            pad = self._model.tokenizer.eos
+            made = rows(encoded, pad, self._device, self._pack_length)
+        if count:
+            self._truncated += sum(entry.cut for entry in encoded)
+            self._meter.count(
+                samples=len(encoded),
+                tokens=made.tokens,
+                padding=made.padding,
+                answers=len(made.targets),
+            )
+        return made
+
+    def _scores(self, made: Rows) -> Tensor:
+        # What fsdp has spread is float32 in between, whatever it computes in.
+        dtype = torch.bfloat16 if self._precision == "mixed" else None
+        return self._model.scores(made, self._engine.module, dtype)
 
 
 def write_assets(trainer: CausalLM, folder: Path) -> None:
@@ -243,24 +348,11 @@ def write_assets(trainer: CausalLM, folder: Path) -> None:
     trainer.write_assets(folder)
 
 
-def _residuals(assets: Path | None) -> frozenset[str]:
-    """Return the names of the residuals that a version brings."""
-    if assets is None or not (assets / NAME).is_file():
-        return frozenset()  # no version: a folder of assets alone
-    return residual_names(read_version_manifest(assets).fixed)
-
-
-def _prepare_torch(seed: int) -> torch.device:
-    """Seed torch, set its threads and return the device to train on.
-
-    On a processor the kernels used here are deterministic for a number of threads,
-    which is therefore fixed; on a GPU torch is asked for deterministic ones.
-    """
-    threads = os.environ.get("OMP_NUM_THREADS", "1").partition(",")[0]
-    torch.set_num_threads(int(threads) if threads.isdigit() and int(threads) else 1)
-    torch.manual_seed(seed)
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    return torch.device("cuda")
+def _convert(
+    model: LanguageModel, dtype: torch.dtype, options: CausalLMModelOptions
+) -> None:
+    """Let a model compute in `dtype`; adapters are float32 whatever the model is."""
+    for parameter in model.module.parameters():
+        is_adapter = options.lora is not None and parameter.requires_grad
+        if parameter.is_floating_point() and not is_adapter:
+            parameter.data = parameter.data.to(dtype)

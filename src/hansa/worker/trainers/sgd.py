@@ -7,10 +7,10 @@ its gradients, which SCAFFOLD needs. Not torch's class, for the reason that `ada
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
+from torch.optim.sgd import sgd
 
 
 class SGD:
@@ -21,17 +21,9 @@ class SGD:
         weight_decay: Strength of the decay.
     """
 
-    def __init__(
-        self, parameters: Iterable[nn.Parameter], *, weight_decay: float
-    ) -> None:
+    def __init__(self, parameters: Iterable[Tensor], *, weight_decay: float) -> None:
         self.parameters = list(parameters)
         self.weight_decay = weight_decay
-        self._steps = torch.zeros(())
-
-    @property
-    def steps(self) -> int:
-        """Number of steps done."""
-        return int(self._steps.item())
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
@@ -43,18 +35,57 @@ class SGD:
             if step is not None:
                 parameter.sub_(step, alpha=lr)
             parameter.grad = None
-        self._steps += 1
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the number of steps, laid out as torch's optimizers do."""
-        group = {"weight_decay": self.weight_decay, "params": [0]}
-        return {"state": {0: {"step": self._steps}}, "param_groups": [group]}
+    def state(self) -> list[dict[str, Tensor]]:
+        """Return the state of each parameter: there is none."""
+        return [{} for _ in self.parameters]
+
+
+class MomentumSGD:
+    """``torch.optim.SGD`` without the import that the class brings.
+
+    Args:
+        parameters: What is trained; one without a gradient is left alone.
+        weight_decay: Strength of the decay.
+        momentum: Share of the last step that is kept.
+    """
+
+    def __init__(
+        self, parameters: Iterable[Tensor], *, weight_decay: float, momentum: float
+    ) -> None:
+        self.parameters = list(parameters)
+        self.weight_decay = weight_decay
+        self.momentum = momentum
+        self._buffers = [
+            torch.zeros_like(p) if momentum else None for p in self.parameters
+        ]
 
     @torch.no_grad()
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned.
+    def step(self, lr: float) -> None:
+        """Move every parameter that has a gradient and forget the gradients."""
+        moved = [i for i, p in enumerate(self.parameters) if p.grad is not None]
+        sgd(
+            [self.parameters[i] for i in moved],
+            [gradient(self.parameters[i]) for i in moved],
+            [self._buffers[i] for i in moved],
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+            lr=lr,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
+        for parameter in self.parameters:
+            parameter.grad = None
 
-        Raises:
-            KeyError: The state is of another optimizer.
-        """
-        self._steps.copy_(saved["state"][0]["step"])
+    def state(self) -> list[dict[str, Tensor]]:
+        """Return each parameter's buffer, as ``momentum_buffer``."""
+        return [
+            {} if buffer is None else {"momentum_buffer": buffer}
+            for buffer in self._buffers
+        ]
+
+
+def gradient(parameter: Tensor) -> Tensor:
+    """Return a parameter's gradient, zeros where the loss did not reach it."""
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

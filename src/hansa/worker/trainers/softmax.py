@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -128,11 +129,14 @@ class Softmax:
         """Learning rate of every step; None with momentum."""
         return None if self._work.momentum else self._lr
 
-    def step(self, batch: Sequence[Example]) -> float:
-        """Do one SGD step and return the mean loss before it."""
+    def step(self, batch: Sequence[Example], of: int | None = None) -> float:
+        """Do one SGD step and return the mean loss before it; `of` is for teams."""
+        del of
         inputs, labels = self._arrays(batch)
         weights, bias = self._tensors["weights"], self._tensors["bias"]
         loss, by_weights, by_bias = loss_and_gradient(weights, bias, inputs, labels)
+        if not math.isfinite(loss):
+            return loss
         lr, momentum = np.float32(self._lr), np.float32(self._work.momentum)
         for name, gradient in (("weights", by_weights), ("bias", by_bias)):
             self._add_corrections(name, gradient)

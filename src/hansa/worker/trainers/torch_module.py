@@ -7,35 +7,40 @@ The function is called as ``function(seed, options)`` and returns `TorchParts`::
         return TorchParts(model=Net(**options), loss=mean_cross_entropy)
 
 All parameters and all buffers of floating point are federated; other buffers (such
-as counters) stay with the job.
+as counters) stay with the job. On several ranks each computes the loss of its own part
+of a batch, and the buffers are those of rank 0.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import ml_dtypes
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hansa.core.errors import PolicyError, SpecError, WorkerError
+from hansa.core.rng import derive_seed
 from hansa.worker.base import (
     Array,
     Correction,
     Example,
+    Report,
     TensorReader,
     TrainerContext,
     needs_plain_sgd,
     resolve,
 )
+from hansa.worker.engine.base import Recipe
+from hansa.worker.engine.device import rank_device
+from hansa.worker.engine.make import make_engine
+from hansa.worker.engine.together import largest, summed
+from hansa.worker.measured import attach, over_ranks
 from hansa.worker.options import TorchModuleModelOptions, TorchModuleWorkOptions
-from hansa.worker.trainers.corrected import Corrections
-from hansa.worker.trainers.torch_state import restore_torch, save_torch
 
-Loss = Callable[[nn.Module, Sequence[Example]], torch.Tensor]
+Loss = Callable[[nn.Module, Sequence[Example]], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +56,30 @@ class TorchParts:
     loss: Loss
 
 
+class WithLoss(nn.Module):
+    """A user's model with its loss, so that a back end sees every use of the model.
+
+    Args:
+        parts: What the user's function gave.
+    """
+
+    def __init__(self, parts: TorchParts) -> None:
+        super().__init__()
+        self.model = parts.model
+        self._loss = parts.loss
+
+    def forward(self, examples: Sequence[Example]) -> Tensor:
+        """Return the mean loss of examples."""
+        return self._loss(self.model, examples)
+
+
 class TorchModule:
     """The `Trainer` of a user's model; `model.source` is ``module:function``.
 
     Raises:
         PolicyError: `site.yaml` does not allow the function.
-        SpecError: It can't be imported or does not return `TorchParts`.
+        SpecError: It can't be imported or does not return `TorchParts`, or `work` does
+            not fit the number of ranks.
     """
 
     def __init__(self, context: TrainerContext) -> None:
@@ -64,19 +87,33 @@ class TorchModule:
             raise TypeError("model_options must be TorchModuleModelOptions")
         if not isinstance(context.work, TorchModuleWorkOptions):
             raise TypeError("work must be TorchModuleWorkOptions")
+        self._work, self._team = context.work, context.team
+        if self._work.batch < self._team.world:
+            raise SpecError(
+                f"work.batch is {self._work.batch}, but {self._team.world} ranks share "
+                "it; some of them would have nothing to do.",
+                hint="Raise work.batch, or ask for fewer ranks.",
+            )
         torch.manual_seed(context.seed)
         parts = _build(context, context.model_options.arguments)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = parts.model.to(self._device)
-        self._loss = parts.loss
-        self._work = context.work
-        self._optimizer = _optimizer(self._model, self._work)
-        self._corrections = Corrections({}, Correction())
+        self._device = rank_device(context.team)
+        self._lr_scale = 1.0
+        self._meter = context.meter
+        attach(self._meter, self._device)
+        self._engine = make_engine(
+            WithLoss(parts),
+            _federated(parts.model),
+            _recipe(self._work, context),
+            self._team,
+            self._device,
+        )
+        self._spare: list[Example] = []
+        if self._team.rank:  # all have built the same model; now each draws its own
+            torch.manual_seed(derive_seed(context.seed, "rank", self._team.rank))
 
     def tensors(self) -> Iterator[tuple[str, Array]]:
         """Yield parameters and floating point buffers by name, sorted."""
-        for name, tensor in sorted(self._federated().items()):
-            yield name, to_numpy(tensor)
+        yield from self._engine.tensors()
 
     def load(self, read: TensorReader) -> None:
         """Take the values of all federated tensors from `read`, in any float dtype.
@@ -84,16 +121,7 @@ class TorchModule:
         Raises:
             WorkerError: A tensor has another shape than the model's.
         """
-        with torch.no_grad():
-            for name, tensor in self._federated().items():
-                value = read(name)
-                if value.shape != tuple(tensor.shape):
-                    raise WorkerError(
-                        f"Tensor {name!r} of the version has shape "
-                        f"{list(value.shape)}, the model's has {list(tensor.shape)}.",
-                        hint="Do not change the model of a run.",
-                    )
-                tensor.copy_(torch.from_numpy(value.astype(np.float32)))
+        self._engine.load(read)
 
     def correct(self, correction: Correction) -> None:
         """Take up the order's factor on the learning rate and terms of the gradient.
@@ -105,59 +133,100 @@ class TorchModule:
         """
         if correction.control is not None and not self._is_plain:
             raise needs_plain_sgd("work.optimizer: sgd, momentum: 0")
-        parameters = dict(self._model.named_parameters())
-        self._corrections = Corrections(parameters, correction)
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._work.lr * correction.lr_scale
+        self._engine.correct(correction)
+        self._lr_scale = correction.lr_scale
 
     @property
     def plain_rate(self) -> float | None:
         """Learning rate of every step; None for AdamW and with momentum."""
-        return self._work.lr * self._corrections.lr_scale if self._is_plain else None
+        return self._work.lr * self._lr_scale if self._is_plain else None
 
     @property
     def _is_plain(self) -> bool:
         return self._work.optimizer == "sgd" and self._work.momentum == 0
 
-    def step(self, batch: Sequence[Example]) -> float:
-        """Do one optimizer step and return the batch's mean loss before it."""
-        self._model.train()
-        self._optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(self._model, batch)
-        torch.autograd.backward(loss)
-        self._corrections.add_to_gradients()
-        self._optimizer.step()
-        return float(loss.detach())
+    def step(self, batch: Sequence[Example], of: int | None = None) -> float:
+        """Do one optimizer step and return the mean loss before it, over all ranks."""
+        share = len(batch) / (len(batch) if of is None else of)
+        self._engine.module.train()
+        with self._meter.step():
+            self._engine.begin(last=True)
+            loss = self._engine.module(self._some(batch)) * share
+            self._engine.backward(loss, last=True)
+            (total,) = summed([float(loss.detach())], self._team)
+            if math.isfinite(total):  # else the weights stay as good as they were
+                self._engine.step(self._work.lr * self._lr_scale)
+            self._meter.count(samples=len(batch))
+        return total
 
     def evaluate(self, examples: Iterable[Example]) -> Mapping[str, float]:
         """Return the mean loss by task, in evaluation mode and without gradients."""
         sums: dict[str, float] = {}
         counts: dict[str, int] = {}
-        self._model.eval()
+        self._engine.module.eval()
+        chunks = _chunks(examples, self._work.batch)
         with torch.no_grad():
-            for chunk in _chunks(examples, self._work.batch):
-                task, size = chunk[0].task, len(chunk)
-                mean = float(self._loss(self._model, chunk))
-                sums[task] = sums.get(task, 0.0) + mean * size
-                counts[task] = counts.get(task, 0) + size
+            while True:
+                chunk = next(chunks, [])
+                if not largest(len(chunk), self._team):
+                    break
+                loss = float(self._engine.module(self._some(chunk)))
+                if chunk:
+                    task, size = chunk[0].task, len(chunk)
+                    sums[task] = sums.get(task, 0.0) + loss * size
+                    counts[task] = counts.get(task, 0) + size
         return {task: sums[task] / counts[task] for task in sorted(sums)}
 
     def save(self, directory: Path) -> None:
-        """Write model, optimizer and generators into `directory`."""
-        save_torch(directory, self._all(), self._optimizer)
+        """Write this rank's part of model, optimizer and generators."""
+        self._engine.save(directory)
 
     def restore(self, directory: Path) -> None:
-        """Continue exactly where `save` was called."""
-        restore_torch(directory, self._all(), self._optimizer)
+        """Continue exactly where `save` was called.
 
-    def _all(self) -> dict[str, torch.Tensor]:
-        return {
-            **dict(self._model.named_parameters()),
-            **dict(self._model.named_buffers()),
-        }
+        Raises:
+            WorkerError: The saved state is of another model, or damaged.
+        """
+        self._engine.restore(directory)
 
-    def _federated(self) -> dict[str, torch.Tensor]:
-        return {n: t for n, t in self._all().items() if t.is_floating_point()}
+    def report(self) -> Report:
+        """Return how it trains, and what it has counted."""
+        words = {**self._engine.words(), "device_name": self._meter.gauge.name}
+        numbers = over_ranks(self._meter.numbers(), self._team)
+        return Report(words=words, numbers=numbers)
+
+    def _some(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """Return examples, or an old one where this rank has none and others have.
+
+        A loss of nothing is not defined, and some back ends need each rank in each
+        pass. What comes of it counts for nothing.
+        """
+        self._spare = [*examples[:1]] or self._spare
+        if not self._spare:
+            raise WorkerError(
+                "This rank has no example, though others have.",
+                hint="Ask for fewer ranks, or for more test examples.",
+            )
+        return examples or self._spare
+
+
+def _federated(model: nn.Module) -> dict[str, Tensor]:
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tensor for name, tensor in tensors if tensor.is_floating_point()}
+
+
+def _recipe(work: TorchModuleWorkOptions, context: TrainerContext) -> Recipe:
+    alone = "none" if context.team.world == 1 else "ddp"
+    return Recipe(
+        sharding=alone if work.sharding == "auto" else work.sharding,
+        precision="float32",
+        optimizer=work.optimizer,
+        weight_decay=work.weight_decay,
+        momentum=work.momentum,
+        fused=False,
+        may_skip=True,
+        seed=context.seed,
+    )
 
 
 def _chunks(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
@@ -169,16 +238,6 @@ def _chunks(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
         if len(chunk) == size:
             yield waiting.pop(example.task)
     yield from waiting.values()
-
-
-def to_numpy(tensor: torch.Tensor) -> Array:
-    """Return a tensor as a numpy array of the same dtype; bfloat16 by ml_dtypes."""
-    host = tensor.detach().cpu().contiguous()
-    if host.dtype == torch.bfloat16:
-        bits: Array = host.view(torch.int16).numpy()
-        return bits.view(ml_dtypes.bfloat16)
-    array: Array = host.numpy()
-    return array
 
 
 def _build(context: TrainerContext, arguments: Mapping[str, object]) -> TorchParts:
@@ -203,15 +262,3 @@ def _build(context: TrainerContext, arguments: Mapping[str, object]) -> TorchPar
             hint="Return hansa.worker.trainers.torch_module.TorchParts(model, loss).",
         )
     return parts
-
-
-def _optimizer(model: nn.Module, work: TorchModuleWorkOptions) -> torch.optim.Optimizer:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if work.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters,
-            lr=work.lr,
-            momentum=work.momentum,
-            weight_decay=work.weight_decay,
-        )
-    return torch.optim.AdamW(parameters, lr=work.lr, weight_decay=work.weight_decay)
