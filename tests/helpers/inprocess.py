@@ -188,9 +188,14 @@ class InProcess:
             )
         before = {name: value.copy() for name, value in trainer.tensors()}
         batch = self.batches.get(facility, 32)
-        first = (order.round - 1) * steps if order.first is None else order.first
+        progress = self.core.progress(order.assignment)
+        assert progress is not None
         stream = Batches(
-            self.data[facility], batch, seed=self.seed, facility=facility, first=first
+            self.data[facility],
+            batch,
+            seed=self.seed,
+            facility=facility,
+            seen=progress.seen,
         )
         rates = 0.0
         for step in range(steps):

@@ -54,9 +54,12 @@ def make_order(**fields):
         "evaluate": True,
         "nonce": "",
         "first": None,
+        "seen": None,
         "lr_scale": 1.0,
         "proximal": 0.0,
         "control": "",
+        "generate": None,
+        "measure": None,
     }
     return {**data, **fields}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -97,7 +98,8 @@ class Bench:
         (self.root / "lean").mkdir()
         text = "raise ModuleNotFoundError('left out', name='matplotlib')\n"
         (self.root / "lean/matplotlib.py").write_text(text)
-        self.environment["PYTHONPATH"] = str(self.root / "lean")
+        path = [str(self.root / "lean"), os.environ.get("PYTHONPATH", "")]
+        self.environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
 
     def data(self, *args: str, code: int = 0) -> Any:
         return json.loads(self.hansa(*args, "--json", code=code))["data"]
@@ -129,6 +131,11 @@ def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
             return result
         time.sleep(0.005)
     raise AssertionError(f"not within {seconds} s")
+
+
+def fill_disk(pid: int, size: int) -> None:
+    """Let no file of a process grow beyond `size` bytes: its "disk" is full."""
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, size))
 
 
 def local_queues(root: Path) -> list[Path]:

@@ -21,7 +21,10 @@ from slurm import Cluster
 Clusters = Callable[..., dict[str, Cluster]]
 """Starts Slurm clusters: ``clusters('amsterdam', 'bergen', nodes=4)``."""
 
-SRUN = "srun --nodes={nodes} --ntasks={ranks} --ntasks-per-node={ranks_per_node}"
+SRUN = (
+    "srun --kill-on-bad-exit=1 --nodes={nodes} --ntasks={ranks} "
+    "--ntasks-per-node={ranks_per_node}"
+)
 
 
 @dataclass(kw_only=True)

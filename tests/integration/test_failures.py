@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import Bench, until
+from runs import Bench, fill_disk, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -143,23 +143,16 @@ def test_a_facility_killed_for_good_ends_with_the_others_and_code_6(
 
 
 def test_a_full_disk_stops_the_run_and_it_resumes(bench: Bench) -> None:
-    # Files of this process may not grow beyond a few kB: its "disk" is full.
     bench.write(rounds=2)
     first = bench.start("run", "federation.yaml", "--id", "r")
     until(lambda: bench.events("VersionPublished"))
-    _limit_file_size(first.pid, 8_000)
+    fill_disk(first.pid, 8_000)
     _, err = first.communicate(timeout=250)
     assert first.returncode == 1, err
     assert "STORE_FULL" in err
     assert "Free" in err
     summary = bench.data("run", "--resume", "r")
     assert summary["outcome"] == "done"
-
-
-def _limit_file_size(pid: int, size: int) -> None:
-    import resource
-
-    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, size))
 
 
 def test_a_damaged_journal_names_the_line(bench: Bench) -> None:

@@ -66,11 +66,12 @@ def test_a_run_with_queues_and_lingering_is_reproduced(bench: Bench) -> None:
         assert abs(found[name, "training"]["error"]) < 0.01
         assert abs(found[name, "node-hours"]["error"]) <= 2 * TOLERANCE
 
-    # Had bergen lingered, too, it would have waited in its queue only once.
-    told = bench.data(
-        "simulate", "--from", "r", "--no-folder", "facilities.bergen.linger=1m"
-    )
-    assert told["wall_clock_s"] < found["run", "wall clock"]["simulated"]
+    # Had bergen lingered, too, it would have waited in its queue only once. How much
+    # sooner all is done then depends on how long training takes, which is drawn anew.
+    for change, jobs in ((), 3), (("facilities.bergen.linger=1m",), 1):
+        told = bench.data("simulate", "--from", "r", "--no-folder", *change)
+        counts = {name: one["jobs"] for name, one in told["facilities"].items()}
+        assert counts == {"amsterdam": 1, "bergen": jobs}
     bench.hansa("simulate", "--from", "r", "--write", "study.yaml", "stop.rounds=2")
     again = bench.data("simulate", "study.yaml", "--no-folder")
     assert again["versions"] == 2

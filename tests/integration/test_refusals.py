@@ -46,6 +46,7 @@ def test_refusals_are_told_and_the_run_goes_on_with_the_others(bench: Bench) -> 
     federate(bench, {"amsterdam": Town(), **towns}, rounds=1)
     bench.hansa("run", "federation.yaml", "--id", "r", code=3)
     assert "Nothing was spent" in bench.stderr
+    assert "with the others: --keep-going" in bench.stderr
     lines = bench.stderr.splitlines()
     for name, (_, words) in REFUSALS.items():
         (line,) = [line for line in lines if line.startswith(f"{name}: ")]

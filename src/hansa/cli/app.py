@@ -12,6 +12,7 @@ from hansa.cli import (
     bench,
     check,
     compare,
+    evaluate,
     function,
     inspect,
     login,
@@ -21,7 +22,7 @@ from hansa.cli import (
     site,
     start,
 )
-from hansa.cli.output import show_error
+from hansa.cli.output import plain, show_error
 from hansa.core.errors import HansaError
 from hansa.login.credentials import hide_secret
 
@@ -39,6 +40,7 @@ for group in (
     plan,
     run,
     inspect,
+    evaluate,
     simulate,
     compare,
     bench,
@@ -65,9 +67,16 @@ def _options(
     ),
 ) -> None:
     level = (logging.ERROR, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    logging.basicConfig(
-        level=level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Plain("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
+
+
+class _Plain(logging.Formatter):
+    """Facilities' words reach the log; a terminal must not obey them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return plain(super().format(record))
 
 
 def main() -> None:

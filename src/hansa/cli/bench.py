@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from hansa.cli.bench_throughput import throughput
 from hansa.cli.bench_transfer import transfer
 from hansa.cli.output import progress_bar, show_json
 from hansa.core.units import format_size
@@ -23,6 +24,7 @@ def register(app: typer.Typer) -> None:
     group.command()(codec)
     group.command("round")(round_)
     group.command()(simulate)
+    group.command()(throughput)
     group.command()(transfer)
     group.callback()(_together)
     app.add_typer(group, name="bench")

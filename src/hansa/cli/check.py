@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from hansa.cli.options import CHANGES, JSON
-from hansa.cli.output import console, say, show_json, show_table
+from hansa.cli.output import console, plain, say, show_json, show_table
 
 if TYPE_CHECKING:
     from hansa.coordinator.findings import FacilityCheck, Finding
@@ -125,7 +125,7 @@ def show(title: str, checks: Sequence[FacilityCheck], *, as_json: bool) -> int:
     for first in range(0, len(checks), _ABREAST):
         _show_matrix(title, checks[first : first + _ABREAST])
     for line in _remedies(checks):
-        print(line)
+        print(plain(line))
     return code
 
 

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hansa.cli.output import console, say
+from hansa.cli.output import console, plain, say
 from hansa.core.events import (
     AggregateFailed,
     AssignmentFailed,
@@ -177,7 +177,8 @@ class LiveDisplay(SilentDisplay):
         parts = [head, self._facilities(running)]
         views = [lane.view for lane in running.lanes.values()]
         todo = next((f"{view.name}: {view.todo}" for view in views if view.todo), "")
-        return Group(*parts, Text(todo or self._news, style="red" if todo else "dim"))
+        news = plain(todo or self._news)
+        return Group(*parts, Text(news, style="red" if todo else "dim"))
 
     def _facilities(self, running: Running) -> Table:
         table = Table(box=box.SIMPLE_HEAD)
@@ -196,7 +197,7 @@ def _cells(view: FacilityView) -> list[str | Text]:
     at_work = view.steps and view.state in {"training", "evaluating", "saving"}
     return [
         view.name,
-        Text(view.state + detail, style=STYLES.get(view.state, "")),
+        Text(plain(view.state + detail), style=STYLES.get(view.state, "")),
         f"{view.step}/{view.steps}" if at_work else "",
         f"{view.loss:.3f}" if view.loss is not None else "",
         f"{view.samples_per_s:.0f}" if view.samples_per_s else "",

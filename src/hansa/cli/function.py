@@ -10,7 +10,7 @@ from uuid import UUID
 import typer
 
 from hansa.cli.options import JSON
-from hansa.cli.output import say, show_json
+from hansa.cli.output import plain, say, show_json
 
 if TYPE_CHECKING:
     from hansa.gateway.globus_rest import GlobusRest
@@ -73,7 +73,7 @@ def show(
         named = str(function) if function else None
         show_json({"function": named, "text": text, "ours": same})
         return
-    print(text if same else _plain(text), end="")
+    print(text if same else plain(text), end="")
     if not same:
         say("This is not the text of this Hansa's function.")
 
@@ -94,13 +94,6 @@ def check(function: UUID = ID, json_: bool = JSON) -> None:
         print(f"{function} holds another text: of another Hansa, or of somebody else.")
         say(f"`hansa function show {function}` prints it.")
     raise typer.Exit(code)
-
-
-def _plain(text: str) -> str:
-    """Return a stranger's text with what a terminal would obey or hide written out."""
-    return "".join(
-        one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1] for one in text
-    )
 
 
 @contextmanager

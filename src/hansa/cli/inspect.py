@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from hansa.cli.options import FOLDER, JSON, RUN
-from hansa.cli.output import say, show_json, show_table
+from hansa.cli.output import plain, say, show_json, show_table
 
 if TYPE_CHECKING:
     from hansa.coordinator.folder import RunFolder
@@ -43,7 +43,8 @@ def status(run: str = RUN, runs: Path = FOLDER, json_: bool = JSON) -> None:
     print(f"{folder.run} {who}; outcome: {summary.outcome or 'open'}")
     views = live.get("facilities") or {}
     for name in summary.facilities:
-        print(f"  {name:14} {facility_line(summary, name, views.get(name))}".rstrip())
+        line = plain(facility_line(summary, name, views.get(name)))
+        print(f"  {name:14} {line}".rstrip())
     show_table(versions_table(summary))
     show_table(facilities_table(summary))
     show_table(allocations_table(summary))
@@ -63,7 +64,7 @@ def watch(run: str = RUN, runs: Path = FOLDER) -> None:
             if record.seq > seen:
                 seen = record.seq
                 if words := sentence(record.event):
-                    print(f"[{record.event.at:8.1f}s] {words}", flush=True)
+                    print(plain(f"[{record.event.at:8.1f}s] {words}"), flush=True)
                 if isinstance(record.event, RunFinished):
                     return
         live = _live(folder)
@@ -73,7 +74,7 @@ def watch(run: str = RUN, runs: Path = FOLDER) -> None:
             )
             return
         for words in news.of(live.get("facilities") or {}, time.monotonic()):
-            print(f"{'':11} {words}", flush=True)
+            print(plain(f"{'':11} {words}"), flush=True)
         time.sleep(0.5)
 
 

@@ -20,7 +20,14 @@ SCHEMA_VERSION = 1
 
 def say(text: str) -> None:
     """Print words for a person, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(plain(text), file=sys.stderr, flush=True)
+
+
+def plain(text: str) -> str:
+    """Return a stranger's text with what a terminal would obey or hide written out."""
+    return "".join(
+        one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1] for one in text
+    )
 
 
 def show_json(data: object, exit_code: int = 0) -> None:
@@ -87,13 +94,18 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
 def show_table(table: Table) -> None:
     """Print a table of the report on stdout."""
     from rich import box
+    from rich.markup import escape
     from rich.table import Table as RichTable
+    from rich.text import Text
 
-    made = RichTable(title=table.title, box=box.SIMPLE_HEAD, title_justify="left")
+    title = escape(table.title)
+    made = RichTable(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for index, heading in enumerate(table.columns):
-        made.add_column(heading, justify="left" if table.is_left(index) else "right")
-    for row in table.rows:
-        made.add_row(*row)
+        made.add_column(
+            Text(plain(heading)), justify="left" if table.is_left(index) else "right"
+        )
+    for row in table.rows:  # words of facilities are no markup of rich
+        made.add_row(*(Text(plain(cell)) for cell in row))
     console().print(made)
 
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hansa.cli import profiles
-from hansa.cli.options import CHANGES, JSON
+from hansa.cli import plan_memory, profiles
+from hansa.cli.options import CHANGES, FOLDER, JSON, RUNS
 from hansa.cli.output import show_json
+from hansa.core.errors import UsageError
 
 if TYPE_CHECKING:
     from hansa.coordinator.planning import FacilityPlan
@@ -25,19 +26,42 @@ def register(app: typer.Typer) -> None:
 
 
 def plan(
-    file: Path = typer.Argument(help="federation.yaml"),
+    file: Path | None = typer.Argument(None, help="federation.yaml"),
     overrides: list[str] | None = CHANGES,
+    memory: bool = plan_memory.MEMORY,
+    model: str | None = plan_memory.MODEL,
+    gpu_memory: str | None = plan_memory.GPU_MEMORY,
+    ranks: int | None = plan_memory.RANKS,
+    profile: list[str] | None = plan_memory.PROFILES,
+    nodes: int = plan_memory.NODES,
+    work: list[str] | None = plan_memory.WORK,
+    lora: int | None = plan_memory.LORA,
+    runs: Path = FOLDER,
     json_: bool = JSON,
 ) -> None:
     """Print the exact job script of every facility, and what would move.
 
     Where a facility has the key `site`, a copy of its site.yaml, its script is rendered
-    here and no network is needed; the others are asked.
+    here and no network is needed; the others are asked. With --memory it is said how
+    the model is spread at each facility, what memory that takes and what a round costs;
+    with --model that needs no federation.
     """
+    if model is not None:
+        there = plan_memory.machines(profile or (), nodes, gpu_memory, ranks)
+        rows = plan_memory.of_model(model, machines=there, work=work or (), lora=lora)
+        raise typer.Exit(plan_memory.show(model, rows, as_json=json_))
+    if file is None:
+        raise UsageError(
+            "There is no federation file to plan.",
+            hint="`hansa plan FILE`, or `hansa plan --memory --model llama-2-7b ...`.",
+        )
     from hansa.spec import load_federation
 
     spec = load_federation(file, overrides or ())
-    code = _show(spec, spec.name, as_json=json_)
+    if memory:
+        rows = plan_memory.of_federation(spec, runs)
+        raise typer.Exit(plan_memory.show(spec.name, rows, as_json=json_))
+    code = _show(spec, spec.name, as_json=json_, runs=runs)
     if code:
         raise typer.Exit(code)
 
@@ -54,12 +78,12 @@ def show_dry_run(spec: FederationSpec, run: str, *, as_json: bool) -> int:
     return code
 
 
-def _show(spec: FederationSpec, run: str, *, as_json: bool) -> int:
+def _show(spec: FederationSpec, run: str, *, as_json: bool, runs: Path = RUNS) -> int:
     import asyncio
 
     from hansa.coordinator.planning import plan_all
 
-    plans = asyncio.run(plan_all(spec, run))
+    plans = asyncio.run(plan_all(spec, run, runs))
     code = 3 if any(one.problems for one in plans) else 0
     if as_json:
         facilities = {one.facility: one.to_json() for one in plans}
@@ -93,6 +117,8 @@ def _lines(one: FacilityPlan, spec: FederationSpec, run: str) -> list[str]:
         if hint:
             lines.append(f"  help: {hint}")
     lines.append(f"job: {_job(one)}")
+    if one.memory is not None:
+        lines.append(f"memory: {plan_memory.sentence(one.memory)}")
     lines += [f"{way}: {what}" for way, what in _moves(one, spec, run).items()]
     lines += [f"note: {note}" for note in one.notes]
     if one.script:

@@ -144,11 +144,13 @@ def preflight(spec: FederationSpec, run: str, *, keep_going: bool) -> None:
     for check in bad:
         for what, hint in check.problems:
             say(f"{check.facility}: {what} {hint}".rstrip())
-    if bad and (not keep_going or len(bad) == len(checks)):
+    none_left = len(bad) == len(checks)
+    if bad and (none_left or not keep_going):
+        others = "" if none_left else ", or begin with the others: --keep-going"
         raise PreflightError(
-            f"{len(bad)} of {len(checks)} facilities are not ready: "
+            f"Facilities that are not ready: {len(bad)} of {len(checks)}. "
             f"{bad[0].facility}: {bad[0].problems[0][0]}",
-            hint="Nothing was spent. Mend it, or begin without with --keep-going.",
+            hint=f"Nothing was spent. Mend it{others}.",
         )
 
 

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import rmtree
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -124,6 +125,8 @@ def bench_round(
     ) as place:
         spec = _federation(Path(place), plan, facility, facilities)
         events = _run(spec, Path(place))
+    # A queue that is still about to leave may have written while that was removed.
+    rmtree(place, ignore_errors=True)
     measured = list(_rounds(events))[WARM_UP:]
     seconds = tuple(one.seconds for one in measured)
     return RoundBench(

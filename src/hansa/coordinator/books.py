@@ -70,8 +70,9 @@ class Books:
     """All assignments by name, all batch jobs by key, and what they have cost.
 
     `staged` are the versions that were sent to each facility, `delivered` counts the
-    updates that have come, `holding` are the orders that wait for the word to
-    begin, and `transfers` is what a service may still be moving, by its ticket.
+    updates that have come, `seen` the samples that each facility's updates in time
+    were made of, `holding` are the orders that wait for the word to begin, and
+    `transfers` is what a service may still be moving, by its ticket.
     What is asked at every event (open orders, live jobs, the evaluations of a
     version) is kept apart from what is over, which only grows.
     """
@@ -82,6 +83,7 @@ class Books:
     node_hours: float = 0.0
     holding: set[str] = field(default_factory=set)
     delivered: int = 0
+    seen: dict[str, int] = field(default_factory=dict)
     transfers: dict[str, TransferSubmitted] = field(default_factory=dict)
     _open: dict[str, Progress] = field(default_factory=dict)
     _live: dict[str, BatchJob] = field(default_factory=dict)
@@ -171,7 +173,8 @@ class Books:
         order = command.order
         if order.assignment in self.work:
             return
-        work = Progress(command.facility, order)
+        seen = self.seen.get(command.facility, 0)
+        work = Progress(command.facility, order, seen=seen)
         self.work[order.assignment] = self._open[order.assignment] = work
         if order.kind == "evaluate":
             self._evaluations.setdefault(order.version, []).append(work)
@@ -182,6 +185,11 @@ class Books:
         self._open.pop(work.order.assignment, None)
         if how == "done" and work.order.kind == "train":
             self.delivered += 1
+
+    def count(self, work: Progress, samples: int) -> None:
+        """Note the samples of an update; the facility's next order goes on there."""
+        before = self.seen.get(work.facility, 0)
+        self.seen[work.facility] = max(before, work.seen + samples)
 
     def begin(self, command: Begin) -> None:
         """Note that the word to begin was given."""

@@ -59,8 +59,7 @@ from hansa.core.events import (
 from hansa.core.ids import assignment_id
 from hansa.strategy.base import Strategy
 
-_COSTLESS = frozenset({ModelStaged, JobQueued, JobStarted})
-"""Events, the most frequent ones, that use no budget up."""
+_COSTLESS = frozenset({ModelStaged, JobQueued, JobStarted})  # the most frequent ones
 _MEASURED_AFTER = frozenset({VersionPublished, AssignmentFailed, FacilityLost})
 """Events after which a version may have to be evaluated, here or elsewhere."""
 
@@ -374,9 +373,11 @@ class Coordinator:
         self._books.close(work, "failed" if failed else "done")
         if isinstance(event, EvaluationReported):
             state.losses[event.version] = event.loss
-        if work.order.kind == "train" and not late:
+        elif work.order.kind == "train" and not late:
             state.failing.pop(event.facility, None)
-            if isinstance(event, AssignmentFailed):
+            if isinstance(event, UpdateArrived):
+                self._books.count(work, event.samples)
+            else:
                 state.failing[event.facility] = event.reason
         return not (failed and late)
 

@@ -22,6 +22,7 @@ CHECKS = (
     "free space",
     "environment",
     "gpus",
+    "memory",
     "clock",
     "trial job",
 )

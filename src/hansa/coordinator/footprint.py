@@ -20,14 +20,15 @@ class Footprint:
     Attributes:
         own: Peak of this process's resident memory, less what it had at the begin, in
             bytes; None where the system does not tell.
-        programs: Peak of what all programs had together that this process started, in
-            bytes; None where the system does not tell.
+        programs: Peak of what all programs had together that this process has started
+            since, in bytes; None where the system does not tell.
     """
 
     def __init__(self) -> None:
         self.own: int | None = None
         self.programs: int | None = None
         self._before: int | None = None
+        self._elder: set[str] = set()
         self._over = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
 
@@ -41,6 +42,7 @@ class Footprint:
     def __enter__(self) -> Self:
         _forget_peak()
         self._before = _memory("self", "VmRSS")
+        self._elder = _descendants()
         self._watcher.start()
         return self
 
@@ -60,7 +62,8 @@ class Footprint:
         """Look at the programs now; it is done now and then by itself, too."""
         ours = _words("self")
         # One that still has our words is a copy of us, just about to be a program.
-        programs = (pid for pid in _descendants() if _words(pid) != ours)
+        younger = _descendants() - self._elder
+        programs = (pid for pid in younger if _words(pid) != ours)
         now = sum(_memory(pid, "VmRSS") or 0 for pid in programs)
         self.programs = max(self.programs or 0, now)
 

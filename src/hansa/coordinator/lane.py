@@ -305,7 +305,8 @@ class Lane:
         job.newest = self._delivery.newest()
         # An earlier try may have been accepted, though no answer came.
         job.least = job.newest if job.least is None else job.least
-        order, request = self._settings.order(work.order), dict(self._settings.job)
+        order = self._settings.order(work.order)
+        request = {**self._settings.job, **self._settings.size(work.order)}
         if work.order.kind != "train":
             request.pop("hold", None)
         reply = await self._contact.call(

@@ -19,6 +19,7 @@ from hansa.coordinator.folder import RunFolder
 from hansa.coordinator.lane import Lane
 from hansa.coordinator.replay import replay
 from hansa.coordinator.runtime import Runtime, Watcher
+from hansa.coordinator.settings import LaneSettings
 from hansa.coordinator.setup import initial_request, make_coordinator, make_lanes
 from hansa.core.errors import HansaError, StoreError, WorkerError, from_json
 from hansa.core.events import Event, RunResumed, RunStarted, VersionPublished
@@ -48,6 +49,23 @@ class Running:
     clock: Callable[[], float]
 
 
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What a run does otherwise than its plan says; a bench is such a run.
+
+    Attributes:
+        core: Makes the core.
+        lane: Changes the settings of a lane.
+    """
+
+    core: Callable[[FederationSpec], Coordinator] = make_coordinator
+    lane: Callable[[LaneSettings], LaneSettings] = lambda settings: settings
+
+
+PLANNED = Variant()
+"""A run as planned."""
+
+
 async def carry_out(
     spec: FederationSpec,
     folder: RunFolder,
@@ -55,6 +73,8 @@ async def carry_out(
     watchers: tuple[Watcher, ...] = (),
     on_running: Callable[[Running], None] = lambda running: None,
     cancel_on_interrupt: bool = False,
+    signals: bool = True,
+    variant: Variant = PLANNED,
 ) -> Coordinator:
     """Carry a run to its end, from wherever its journal stands.
 
@@ -64,6 +84,9 @@ async def carry_out(
         watchers: Told of every event.
         on_running: Told once when lanes exist.
         cancel_on_interrupt: Whether Ctrl-C also cancels the jobs in flight.
+        signals: Whether Ctrl-C stops this run; else that is for the caller to see to,
+            as where several run side by side.
+        variant: What it does otherwise than the plan says; the same each time.
 
     Returns:
         The core in its final state.
@@ -76,7 +99,7 @@ async def carry_out(
     """
     with Lease.acquire(folder.lease, time.time()) as lease:
         folder.asked()  # a request to a process that is no more is void
-        core = make_coordinator(spec)
+        core = variant.core(spec)
         replay(folder.records(), core)
         if core.outcome:
             return core
@@ -86,18 +109,15 @@ async def carry_out(
         with Journal.open(folder.journal, lease) as journal:
             began = time.time() if core.began is None else core.began
             clock = _clock(max(core.at, time.time() - began))
+            keep = spec.keep.versions
             runtime = Runtime(
-                core,
-                journal,
-                store,
-                clock=clock,
-                keep=spec.keep.versions,
-                watchers=watchers,
+                core, journal, store, clock=clock, keep=keep, watchers=watchers
             )
-            lanes = make_lanes(spec, folder.run, core, store, runtime)
+            lanes = make_lanes(spec, folder.run, core, store, runtime, variant.lane)
             on_running(Running(core, lanes, clock))
             side = asyncio.create_task(_look_after(folder, lease, lanes, core, runtime))
-            _on_signals(lambda: runtime.interrupt(cancel_jobs=cancel_on_interrupt))
+            if signals:
+                on_signals(lambda: runtime.interrupt(cancel_jobs=cancel_on_interrupt))
             try:
                 await runtime.run(lanes, opening)
             finally:
@@ -231,7 +251,8 @@ def _write_live(
         log.warning("The live view could not be written: %s", error)
 
 
-def _on_signals(stop: Callable[[], None]) -> None:
+def on_signals(stop: Callable[[], object]) -> None:
+    """Have Ctrl-C, or a request to end, call `stop` in this event loop."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         with suppress(NotImplementedError, RuntimeError, ValueError):

@@ -61,6 +61,8 @@ class Progress:
             its facility).
         given_up: The newest version when it was withdrawn or lost.
         applied: Whether a version was made of its update.
+        seen: Samples that the facility had delivered when the order was given: there
+            its stream of data goes on.
     """
 
     facility: str
@@ -82,3 +84,4 @@ class Progress:
     closed: str = ""
     given_up: int = -1
     applied: bool = False
+    seen: int = 0

@@ -9,10 +9,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hansa.coordinator.folder import RunFolder
+from hansa.coordinator.memory import (
+    MemoryPlan,
+    node_memory,
+    plan_memory,
+    shape_of,
+    wants_of,
+)
 from hansa.coordinator.setup import (
     first_order,
     job_request,
@@ -20,8 +28,11 @@ from hansa.coordinator.setup import (
     make_gateway,
     order_form,
 )
+from hansa.coordinator.throughput import Study
 from hansa.core.errors import HansaError, IntegrityError, SpecError
 from hansa.core.units import format_duration
+from hansa.planner.shape import ModelShape
+from hansa.planner.speed import Pace, pace
 from hansa.site import rpc
 from hansa.site.agent import Agent
 from hansa.spec.federation import FacilitySpec, FederationSpec, JobSpec
@@ -30,8 +41,6 @@ from hansa.spec.site import load_site
 from hansa.store.codec import NUMBERS
 from hansa.store.tensorfile import TensorFile
 
-_CUDA_ONLY = ("causal-lm", "torch-module")
-"""Hansa's own trainers that use GPUs, but not those that PyTorch calls `xpu`."""
 _WIDTHS = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1 + 4 / NUMBERS}
 
 
@@ -66,6 +75,9 @@ class FacilityPlan:
         source: Where the script was made.
         sizes: What moves.
         mover: What moves it.
+        node: `node` of its site.yaml; None: not known.
+        memory: How the model fits; None: its sizes are not known here.
+        pace: How long a round takes; None: nothing was measured.
         notes: What the experimenter should know.
         problems: What is wrong, each with its remedy.
     """
@@ -77,27 +89,34 @@ class FacilityPlan:
     account: str | None
     sizes: Sizes
     mover: str
+    node: Mapping[str, Any] | None = None
     script: str = ""
     scheduler: str = ""
     ranks_per_node: int | None = None
     source: str = ""
+    memory: MemoryPlan | None = None
+    pace: Pace | None = None
     notes: list[str] = field(default_factory=list)
     problems: list[tuple[str, str]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain JSON data.
 
-        ``memory_bytes`` and ``sharding`` are null: trainers are one process.
+        ``memory_bytes`` (of the fullest rank), ``sharding`` and what belongs to them
+        are null where the model's sizes are not known; ``sharding`` also where nothing
+        fits.
         """
-        each = self.ranks_per_node
+        each, memory = self.ranks_per_node, self.memory
         return {
             "script": self.script,
             "scheduler": self.scheduler,
             "nodes": self.nodes,
             "ranks": None if each is None else self.nodes * each,
             "ranks_per_node": self.ranks_per_node,
-            "memory_bytes": None,
-            "sharding": None,
+            "memory_bytes": memory.parts.total if memory else None,
+            "sharding": memory.choice.sharding if memory and memory.choice else None,
+            "memory": memory.to_json() if memory else None,
+            "pace": asdict(self.pace) if self.pace else None,
             "transfer_bytes": self.sizes.round_trip,
             "version_bytes": self.sizes.version,
             "update_bytes": self.sizes.update,
@@ -110,20 +129,50 @@ class FacilityPlan:
         }
 
 
-async def plan_all(spec: FederationSpec, run: str) -> list[FacilityPlan]:
+async def plan_all(
+    spec: FederationSpec, run: str, runs: Path = Path("runs")
+) -> list[FacilityPlan]:
     """Return every facility's plan; nothing is written, moved or submitted.
 
     Args:
         spec: The federation.
         run: Id that the run would have; it is part of paths and names.
+        runs: Folder of all runs, with what was measured at facilities.
 
     Raises:
         SpecError: The strategy can't work with these facilities.
     """
     make_coordinator(spec)
-    sizes = await asyncio.to_thread(sizes_of, spec)
+    stored = RunFolder.of(run, runs).path / "versions" / "0"
+    shape = await asyncio.to_thread(shape_of, spec, stored)
+    sizes = await asyncio.to_thread(sizes_of, spec, shape)
     names = list(spec.facilities)
-    return await asyncio.gather(*(_plan(spec, run, name, sizes) for name in names))
+    plans = await asyncio.gather(*(_plan(spec, run, name, sizes) for name in names))
+    for plan in plans:
+        _weigh(spec, plan, shape)
+        await asyncio.to_thread(_time, spec, plan, runs)
+    return plans
+
+
+def _weigh(spec: FederationSpec, plan: FacilityPlan, shape: ModelShape | None) -> None:
+    """Add how the model fits."""
+    if shape is None:
+        return
+    facility = spec.facilities[plan.facility]
+    node = node_memory(facility, plan.node, plan.ranks_per_node)
+    plan.memory = plan_memory(shape, wants_of(spec, facility), node)
+    plan.notes += plan.memory.notes
+    if plan.memory.problem:
+        plan.problems.append(plan.memory.problem)
+
+
+def _time(spec: FederationSpec, plan: FacilityPlan, runs: Path) -> None:
+    """Add how long a round takes, if that was measured."""
+    record = Study(spec=spec, facility=plan.facility, runs=runs).record()
+    work = spec.facilities[plan.facility].work
+    batch = work.options.get("batch")
+    if batch is not None and record.measurements:
+        plan.pace = pace(record, nodes=plan.nodes, batch=batch, steps=work.steps)
 
 
 async def _plan(
@@ -140,7 +189,7 @@ async def _plan(
         sizes=sizes,
         mover=facility.mover.type,
         ranks_per_node=job.ranks_per_node,
-        notes=_profile_notes(facility, spec.model.trainer),
+        notes=_profile_notes(facility),
     )
     try:
         if facility.site is None:
@@ -163,7 +212,8 @@ async def _ask(spec: FederationSpec, run: str, plan: FacilityPlan) -> None:
         await gateway.close()
     plan.scheduler = str(probe.get("scheduler", ""))
     node = probe.get("node")
-    _note(plan, facility, answer, node.get("ranks") if isinstance(node, dict) else 1)
+    plan.node = node if isinstance(node, dict) else None
+    _note(plan, facility, answer, plan.node.get("ranks") if plan.node else 1)
 
 
 def _render(spec: FederationSpec, run: str, plan: FacilityPlan, copy: Path) -> None:
@@ -179,6 +229,7 @@ def _render(spec: FederationSpec, run: str, plan: FacilityPlan, copy: Path) -> N
     agent = Agent(site, ask_batch=False)
     answer = rpc.unwrap(agent.handle(_request(spec, run, plan.facility)))
     plan.scheduler = site.scheduler.type
+    plan.node = site.node.model_dump(mode="json")
     _note(plan, spec.facilities[plan.facility], answer, site.node.ranks)
 
 
@@ -204,21 +255,15 @@ def _request(spec: FederationSpec, run: str, name: str) -> dict[str, Any]:
     return rpc.submit(run, whole, 1, job, dry_run=True)
 
 
-def _profile_notes(facility: FacilitySpec, trainer: str) -> list[str]:
+def _profile_notes(facility: FacilitySpec) -> list[str]:
     """Compare the job with what the machine's profile says."""
     if facility.profile is None:
         return []
     name, job, profile = facility.profile, facility.job, load_profile(facility.profile)
-    notes = []
-    if profile.node.torch != "cuda" and trainer in _CUDA_ONLY:
-        notes.append(
-            f"The trainer {trainer} knows CUDA and ROCm devices only; on the "
-            f"{profile.node.gpu} of {name} it trains on the processor, very slowly."
-        )
     queue = profile.queue(job.queue)
     if queue is None:
-        return [*notes, *_unknown_queue(name, job.queue, profile.queues)]
-    return [*notes, *_queue_notes(f"The queue {queue.name} of {name}", queue, job)]
+        return _unknown_queue(name, job.queue, profile.queues)
+    return _queue_notes(f"The queue {queue.name} of {name}", queue, job)
 
 
 def _queue_notes(where: str, queue: QueueFacts, job: JobSpec) -> list[str]:
@@ -244,20 +289,31 @@ def _unknown_queue(profile: str, name: str | None, known: tuple[Any, ...]) -> li
     return [f"The profile {profile} knows no queue {name!r}; it knows {names}."]
 
 
-def sizes_of(spec: FederationSpec) -> Sizes:
-    """Return what a version and an update weigh, if the model lies on this machine."""
-    folder = Path(spec.model.source).expanduser()
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    if not files or spec.model.options.get("lora") is not None:
-        return Sizes()
-    try:
-        numbers = sum(map(_numbers, files))
-    except IntegrityError:
+def sizes_of(spec: FederationSpec, shape: ModelShape | None = None) -> Sizes:
+    """Return what a version and an update weigh, as far as that is known here.
+
+    Args:
+        spec: The federation.
+        shape: The model's sizes; None: the weights are looked for on this machine.
+    """
+    numbers = _stored_numbers(spec) if shape is None else shape.trained
+    if numbers is None:
         return Sizes()
     return Sizes(
         round(numbers * _WIDTHS[spec.model.dtype]),
         round(numbers * _WIDTHS[spec.update.dtype]),
     )
+
+
+def _stored_numbers(spec: FederationSpec) -> int | None:
+    folder = Path(spec.model.source).expanduser()
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    if not files or spec.model.options.get("lora") is not None:
+        return None
+    try:
+        return sum(map(_numbers, files))
+    except IntegrityError:
+        return None
 
 
 def _numbers(path: Path) -> int:

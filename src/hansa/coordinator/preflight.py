@@ -12,6 +12,7 @@ from typing import Any
 import hansa
 from hansa.coordinator import trial
 from hansa.coordinator.findings import FacilityCheck, took_in
+from hansa.coordinator.memory import memory_finding, shape_of
 from hansa.coordinator.planning import Sizes, sizes_of
 from hansa.coordinator.setup import (
     first_order,
@@ -25,6 +26,7 @@ from hansa.core.remarks import OK, PROBLEM, UNKNOWN, WARNING, Remark
 from hansa.core.units import format_size, short_duration
 from hansa.gateway.base import Gateway
 from hansa.mover.base import Place
+from hansa.planner.shape import ModelShape
 from hansa.site import rpc
 from hansa.spec.federation import FacilitySpec, FederationSpec
 from hansa.spec.profiles import NodeFacts, load_profile
@@ -75,9 +77,10 @@ async def check_all(
         trials: Submit a trial job at every facility.
         watch: Told how it goes.
     """
-    sizes = await asyncio.to_thread(sizes_of, spec)
+    shape = await asyncio.to_thread(shape_of, spec)
+    sizes = await asyncio.to_thread(sizes_of, spec, shape)
     names = list(spec.facilities)
-    looks = (_Look(spec, run, name, sizes, trials, watch) for name in names)
+    looks = (_Look(spec, run, name, shape, sizes, trials, watch) for name in names)
     return await asyncio.gather(*(look.carry_out() for look in looks))
 
 
@@ -88,6 +91,7 @@ class _Look:
     spec: FederationSpec
     run: str
     name: str
+    shape: ModelShape | None
     sizes: Sizes
     trials: Trials | None
     watch: Watch
@@ -120,6 +124,7 @@ class _Look:
         _space(check, self.spec, self.sizes)
         facts = load_profile(facility.profile).node if facility.profile else None
         _said_gpus(check, facts, facility.profile)
+        memory_finding(check, self.spec, facility, self.shape)
         if self.trials is None:
             return
         job = _trial_job(facility, self.trials.queues.get(self.name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ class LaneSettings:
         facility: Name of the facility.
         order: Turns a strategy's order into what the site agent is sent.
         job: What every batch job asks for, as `hansa.site.order.JobRequest` has it.
+        size: What the job of an order asks for in place of that.
         ahead: How the next job is queued while one runs.
         when: What to do about jobs that end without a result.
         retries: Batch jobs that one assignment may use.
@@ -34,6 +35,7 @@ class LaneSettings:
     facility: str
     order: Callable[[WorkOrder], dict[str, Any]]
     job: dict[str, Any]
+    size: Callable[[WorkOrder], Mapping[str, Any]] = lambda order: {}
     ahead: AheadSettings = field(default_factory=AheadSettings)
     when: When = field(default_factory=When)
     retries: int = 3

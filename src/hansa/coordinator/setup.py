@@ -74,6 +74,11 @@ def make_strategy(spec: FederationSpec) -> Strategy:
             facilities=tuple(spec.facilities),
             steps={name: one.work.steps for name, one in spec.facilities.items()},
             walltimes={name: one.job.time for name, one in spec.facilities.items()},
+            seconds_per_step={
+                name: one.seconds_per_step
+                for name, one in spec.facilities.items()
+                if one.seconds_per_step is not None
+            },
         ),
     )
     return strategy
@@ -143,8 +148,12 @@ def make_lanes(
     core: Coordinator,
     store: Store,
     runtime: Runtime,
+    adapt: Callable[[LaneSettings], LaneSettings] = lambda settings: settings,
 ) -> dict[str, Lane]:
-    """Return one lane for each facility, emitting to the runtime."""
+    """Return one lane for each facility, emitting to the runtime.
+
+    What `adapt` makes of a lane's settings goes before what the plan says.
+    """
     lanes: dict[str, Lane] = {}
 
     def watch(name: str, progress: Progress) -> None:
@@ -176,7 +185,9 @@ def make_lanes(
         settings = LaneSettings(
             run=run,
             facility=name,
-            order=order_form(spec, run, name, nonce=lambda: f"{core.began}"),
+            order=order_form(
+                spec, run, name, lambda: f"{core.began}", partial(_seen, core)
+            ),
             job=job_request(facility, hold=spec.start_together or 0.0),
             ahead=_ahead(facility, name, core),
             when=When(**facility.when.model_dump()),
@@ -184,7 +195,7 @@ def make_lanes(
             patience=spec.patience,
         )
         lanes[name] = Lane(
-            settings, contact, delivery, emit=runtime.emit, fail=runtime.fail
+            adapt(settings), contact, delivery, emit=runtime.emit, fail=runtime.fail
         )
     return lanes
 
@@ -224,6 +235,7 @@ def order_form(
     run: str,
     name: str,
     nonce: Callable[[], str] = lambda: "",
+    seen: Callable[[str], int] = lambda assignment: 0,
 ) -> Callable[[WorkOrder], dict[str, Any]]:
     """Return the function that writes an order for one facility out in full.
 
@@ -233,6 +245,7 @@ def order_form(
         name: Name of the facility.
         nonce: Tells this run from an older one of the same id, whose orders and
             results may still lie in the mailbox.
+        seen: Tells where in the facility's stream of data an assignment begins.
     """
     facility = spec.facilities[name]
 
@@ -261,12 +274,18 @@ def order_form(
             "update": spec.update.model_dump(mode="json"),
             "evaluate": training and spec.evaluation.local,
             "first": order.first,
+            "seen": seen(order.assignment) if training else None,
             "lr_scale": order.lr_scale,
             "proximal": order.proximal,
             "control": order.control,
         }
 
     return render
+
+
+def _seen(core: Coordinator, assignment: str) -> int:
+    work = core.progress(assignment)
+    return 0 if work is None else work.seen
 
 
 def initial_request(spec: FederationSpec) -> Mapping[str, Any]:

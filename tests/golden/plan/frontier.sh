@@ -28,4 +28,4 @@ export PYTHONUNBUFFERED=1
 export PYTHONSAFEPATH=1
 export NCCL_SOCKET_IFNAME=hsn0,hsn1,hsn2,hsn3
 export HANSA_ATTEMPT="$(date +%s)-$$"
-exec srun -N 2 -n 16 --ntasks-per-node=8 -c 7 --gpus-per-task=1 --gpu-bind=closest /lustre/orion/PROJ/proj-shared/hansa/env/bin/python -P -m hansa.worker run /lustre/orion/PROJ/proj-shared/hansa/state/doe/jobs/train-0001-frontier-1.1/job.json --sha256 DIGEST --attempt "$HANSA_ATTEMPT"
+exec srun -N 2 -n 16 --ntasks-per-node=8 -c 7 --gpus-per-task=1 --gpu-bind=closest --kill-on-bad-exit=1 /lustre/orion/PROJ/proj-shared/hansa/env/bin/python -P -m hansa.worker run /lustre/orion/PROJ/proj-shared/hansa/state/doe/jobs/train-0001-frontier-1.1/job.json --sha256 DIGEST --attempt "$HANSA_ATTEMPT"

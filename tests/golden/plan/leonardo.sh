@@ -25,4 +25,4 @@ export OMP_NUM_THREADS=8
 export PYTHONUNBUFFERED=1
 export PYTHONSAFEPATH=1
 export HANSA_ATTEMPT="$(date +%s)-$$"
-exec srun -N 2 -n 8 --ntasks-per-node=4 -c 8 --cpu-bind=cores bash -c 'export CUDA_VISIBLE_DEVICES=$SLURM_LOCALID; exec "$@"' rank /leonardo_work/PROJ/hansa/venv/bin/python -P -m hansa.worker run /leonardo_work/PROJ/hansa/state/euro/jobs/train-0001-leonardo-1.1/job.json --sha256 DIGEST --attempt "$HANSA_ATTEMPT"
+exec srun -N 2 -n 8 --ntasks-per-node=4 -c 8 --cpu-bind=cores --kill-on-bad-exit=1 bash -c 'export CUDA_VISIBLE_DEVICES=$SLURM_LOCALID; exec "$@"' rank /leonardo_work/PROJ/hansa/venv/bin/python -P -m hansa.worker run /leonardo_work/PROJ/hansa/state/euro/jobs/train-0001-leonardo-1.1/job.json --sha256 DIGEST --attempt "$HANSA_ATTEMPT"

@@ -25,4 +25,4 @@ export PYTHONSAFEPATH=1
 export NCCL_SOCKET_IFNAME=hsn
 export NCCL_NET_GDR_LEVEL=3
 export HANSA_ATTEMPT="$(date +%s)-$$"
-exec srun -N 2 -n 16 --ntasks-per-node=8 --cpu-bind=mask_cpu:0xfe000000000000,0xfe00000000000000,0xfe0000,0xfe000000,0xfe,0xfe00,0xfe00000000,0xfe0000000000 bash -c 'export ROCR_VISIBLE_DEVICES=$SLURM_LOCALID; exec "$@"' rank /project/PROJ/hansa/venv/bin/python -P -m hansa.worker run /scratch/PROJ/hansa/state/euro/jobs/train-0001-lumi-1.1/job.json --sha256 DIGEST --attempt "$HANSA_ATTEMPT"
+exec srun -N 2 -n 16 --ntasks-per-node=8 --cpu-bind=mask_cpu:0xfe000000000000,0xfe00000000000000,0xfe0000,0xfe000000,0xfe,0xfe00,0xfe00000000,0xfe0000000000 --kill-on-bad-exit=1 bash -c 'export ROCR_VISIBLE_DEVICES=$SLURM_LOCALID; exec "$@"' rank /project/PROJ/hansa/venv/bin/python -P -m hansa.worker run /scratch/PROJ/hansa/state/euro/jobs/train-0001-lumi-1.1/job.json --sha256 DIGEST --attempt "$HANSA_ATTEMPT"

@@ -23,4 +23,4 @@ export OMP_NUM_THREADS=16
 export PYTHONUNBUFFERED=1
 export PYTHONSAFEPATH=1
 export HANSA_ATTEMPT="$(date +%s)-$$"
-exec srun -N 2 -n 8 --ntasks-per-node=4 -c 32 --cpu-bind=cores bash -c 'export CUDA_VISIBLE_DEVICES=$((3 - SLURM_LOCALID % 4)); exec "$@"' rank /global/common/software/PROJ/hansa/bin/python -P -m hansa.worker run /pscratch/sd/U/USER/hansa/state/doe/jobs/train-0001-perlmutter-1.1/job.json --sha256 DIGEST --attempt "$HANSA_ATTEMPT"
+exec srun -N 2 -n 8 --ntasks-per-node=4 -c 32 --cpu-bind=cores --kill-on-bad-exit=1 bash -c 'export CUDA_VISIBLE_DEVICES=$((3 - SLURM_LOCALID % 4)); exec "$@"' rank /global/common/software/PROJ/hansa/bin/python -P -m hansa.worker run /pscratch/sd/U/USER/hansa/state/doe/jobs/train-0001-perlmutter-1.1/job.json --sha256 DIGEST --attempt "$HANSA_ATTEMPT"

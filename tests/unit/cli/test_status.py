@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from hansa.cli.app import app
 from hansa.cli.display import LiveNews, _cells, sentence
 from hansa.cli.inspect import facility_line
+from hansa.cli.output import say, show_table
 from hansa.coordinator.view import FacilityView
 from hansa.core import events as ev
 from hansa.mover.base import Progress
 from hansa.report import summarise
+from hansa.report.tables import Table
 
 STARTED = ev.RunStarted(
     at=0.0, run="r", plan="", seed=0, facilities=("a", "b"), started=0.0
@@ -189,3 +194,32 @@ def test_what_a_person_must_do_is_told_once_and_at_once() -> None:
 )
 def test_events_in_words(event: ev.Event, expected: str) -> None:
     assert sentence(event) == expected
+
+
+def test_words_of_strangers_are_shown_and_not_obeyed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Neither markup of rich nor a terminal's control characters."""
+    table = Table(title="[/t]", columns=("[/c]",), rows=(("[/b] \x1b[2J",),))
+    show_table(table)
+    say("[red]lost\x1b]0;title\x07\n\tbecause")
+    shown = capsys.readouterr()
+    for text in ("[/t]", "[/c]", r"[/b] \x1b[2J"):
+        assert text in shown.out
+    assert shown.err == "[red]lost\\x1b]0;title\\x07\n\tbecause\n"
+
+
+def test_the_log_does_not_obey_them_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    level = logging.root.level
+    log = logging.getLogger("hansa.far_away")
+
+    def load(*_: object) -> None:
+        log.info("lost\x1b]0;title\x07")
+
+    monkeypatch.setattr("hansa.spec.load_federation", load)
+    try:
+        shown = CliRunner().invoke(app, ["-v", "plan", "federation.yaml"])
+    finally:
+        logging.root.setLevel(level)
+    assert "INFO hansa.far_away: lost\\x1b]0;title\\x07\n" in shown.stderr

@@ -671,3 +671,30 @@ def test_what_is_spent_can_be_asked_of_a_few() -> None:
     assert {A1, B1} < everything
     assert core.spent([A1, "train-0002-a-1"]) == {A1}
     assert core.spent([]) == set()
+
+
+def test_a_facilitys_stream_goes_on_after_what_it_has_delivered() -> None:
+    """Not after what was asked: rounds that it missed or cut short skip nothing."""
+    strategy = FedAvg(
+        FedAvgOptions(quorum=1, deadline=60.0), StrategyContext(facilities=("a", "b"))
+    )
+    core = Coordinator(make(stop=Stop(rounds=9)).plan, strategy)
+    feed(core, STARTED, published(0))
+
+    def seen(assignment: str) -> int:
+        work = core.progress(assignment)
+        assert work is not None
+        return work.seen
+
+    cut_short = replace(update("a", 1), samples=30, partial=True)
+    feed(core, cut_short, cut_short)  # told twice, counted once
+    feed(core, TimerFired(at=60.0, timer="deadline-0001"), published(1, at=61.0))
+    assert seen("train-0002-a-1") == 30
+    assert seen("train-0002-b-1") == 0  # its order was withdrawn
+    feed(core, replace(update("b", 1), samples=80))  # too late: its samples come again
+    feed(core, replace(update("b", 2), samples=50), replace(update("a", 2), samples=40))
+    feed(core, published(2, at=62.0))
+    assert seen("train-0003-a-1") == 70
+    assert seen("train-0003-b-1") == 50
+    feed(core, failed("train-0003-a-1", "a"), failed("train-0003-b-1", "b"))
+    assert seen("train-0003-a-2") == 70
