@@ -33,8 +33,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the tests that wait for real clusters go first: the others fill the time."""
-    items.sort(key=lambda item: "clusters" not in getattr(item, "fixturenames", ()))
+    """Let tests with real clusters go first, then what may take long, then the rest.
+
+    So the clusters are started for one worker, and no long test is begun last.
+    """
+    items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> tuple[bool, float]:
+    mark = item.get_closest_marker("timeout")
+    clusters = "clusters" in getattr(item, "fixturenames", ())
+    return not clusters, -mark.args[0] if mark else 0.0
 
 
 @pytest.fixture(scope="session", autouse=True)
