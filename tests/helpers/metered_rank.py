@@ -19,7 +19,7 @@ from hansa.worker.measured import attach, over_ranks
 from hansa.worker.meter import Measure, Meter
 from hansa.worker.team import Team
 
-SLOW_S = 0.2
+SLOW_S = 0.6
 """How long rank 1 sleeps in each step of a case."""
 
 MEASURE = Measure(warm_up=1, steps=3, profiled=2)

@@ -45,6 +45,10 @@ tasks: {{digits: {{}}}}
 """
 
 
+PATIENCE_S = 800.0
+"""What runs for so long hangs, however slow the machine is."""
+
+
 @dataclass
 class Bench:
     """A folder with a federation in it, and the processes started there."""
@@ -85,7 +89,7 @@ class Bench:
         self.processes.append(process)
         return process
 
-    def hansa(self, *args: str, code: int = 0, timeout: float = 280) -> str:
+    def hansa(self, *args: str, code: int = 0, timeout: float = PATIENCE_S) -> str:
         """Run a command to its end and return its stdout."""
         process = self.start(*args)
         out, err = process.communicate(timeout=timeout)
@@ -123,7 +127,7 @@ class Bench:
         return [event for event in self.journal(run) if event["type"] == kind]
 
 
-def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 300.0) -> Any:
     """Poll until a condition holds and return what it gave."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

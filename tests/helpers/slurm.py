@@ -46,6 +46,7 @@ from pathlib import Path
 from typing import Self
 
 import pytest
+from ports import block
 
 INSTALL = (
     "apt-get install -y --no-install-recommends munge slurm-wlm slurm-wlm-basic-plugins"
@@ -146,7 +147,7 @@ class Cluster:
     ) -> None:
         self.name, self.nodes, self.cpus, self.gpus = name, nodes, cpus, gpus
         self.path = root / name
-        self.port = base_port or _free_ports(12 + nodes)
+        self.port = base_port or block(12 + nodes)
         self._settings = {"requeue_s": requeue_s, "min_job_age_s": min_job_age_s}
         # Slurm and munge make sockets there; their paths have 107 characters at most.
         self.dir = Path(tempfile.mkdtemp(prefix="slurm-"))
@@ -399,26 +400,3 @@ def _state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return ""
-
-
-def _free_ports(count: int) -> int:
-    """Return the first of so many free ports in a row.
-
-    Below the range from which the system takes ports for clients.
-    """
-    draw = random.Random(os.urandom(8))  # noqa: S311 - tests side by side
-    for _ in range(200):
-        first = draw.randrange(12000, 31000, 50)
-        if all(_free(port) for port in range(first, first + count)):
-            return first
-    raise RuntimeError("no free ports in a row")
-
-
-def _free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True

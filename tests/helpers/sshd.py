@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from ports import block
 
 INSTALL = "apt-get install -y --no-install-recommends openssh-server rsync"
 
@@ -103,7 +104,7 @@ class Sshd:
     def start(self) -> None:
         if os.geteuid() == 0:  # where sshd locks itself in before a login
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-        self.port = self.port or free_port()
+        self.port = self.port or block(1)
         config = self.root / "sshd_config"
         config.write_text(SSHD_CONFIG.format(port=self.port, root=self.root))
         with (self.root / "sshd.log").open("ab") as log:
@@ -153,9 +154,3 @@ def _kill(process: psutil.Process) -> None:
         process.kill()
     except psutil.NoSuchProcess:
         return
-
-
-def free_port() -> int:
-    with socket.socket() as line:
-        line.bind(("127.0.0.1", 0))
-        return int(line.getsockname()[1])

@@ -31,7 +31,7 @@ from hansa.simulator.heap import Heap
 from hansa.simulator.queues import Entry, make_queue
 from hansa.spec.simulation import BackfillQueue
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
 NODES = 36
 JOBS = 200
@@ -165,11 +165,22 @@ def simulated(jobs: list[Asked], ids: list[str], told: Told) -> dict[str, float]
     return starts
 
 
+def close_calls(ids: list[str], told: Told) -> list[str]:
+    """Return the jobs that ended so late before a look that it may not have seen it.
+
+    On a busy machine a job begins late; and its nodes are free a while after its end.
+    """
+    return [ident for ident in ids if told.in_looks(told.over[ident]) % 1 > 0.75]
+
+
 def test_it_starts_the_jobs_that_a_real_slurm_starts(clusters: Clusters) -> None:
     jobs = list(drawn())
     cluster = clusters("harbour", nodes=NODES, cpus=1)["harbour"]
     settle(cluster)
-    ids, told = work(cluster, jobs)
+    for _ in range(3):
+        ids, told = work(cluster, jobs)
+        if not close_calls(ids, told):
+            break
     starts = simulated(jobs, ids, told)
 
     real = {ident: at for ident, at in told.started.items() if ident in ids}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from runs import Bench
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 
 @pytest.mark.parametrize("linger", [True, False])

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from globus import Sandbox, need_globus, sandbox
 from ports import block
-from runs import Bench, until
+from runs import PATIENCE_S, Bench, until
 from slurm import Cluster, require_slurm
 from towns import Town, check_accounts, federate
 
@@ -26,7 +26,7 @@ from sandbox import endpoints
 from sandbox.endpoints import Endpoint
 from sandbox.processes import kill
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
 NAME = "danzig"
 NODES = 2
@@ -118,7 +118,7 @@ class Place:
             behind.kill()
         for held in self.blocks():
             self.cluster.run("scancel", held)
-        until(lambda: not self.blocks(), 60)
+        until(lambda: not self.blocks())
 
     def job(self, run: str, key: str) -> Path:
         return self.bench.root / f"mailboxes/{NAME}/{run}/jobs/{key}"
@@ -162,7 +162,7 @@ def test_a_federation_trains_in_blocks_and_outlives_one(place: Place) -> None:
     place.build("GlobusComputeEngine", steps=LONG)
     bench, key = place.bench, f"train-0001-{NAME}-1"
     run = bench.start("run", "federation.yaml", "--id", "r", "--json")
-    until(lambda: bench.events("JobQueued"), 100)
+    until(lambda: bench.events("JobQueued"))
     # Beside it somebody takes the endpoint of the login node for that of the block.
     assert place.front is not None
     plan = json.loads((bench.root / "federation.yaml").read_text())
@@ -171,12 +171,12 @@ def test_a_federation_trains_in_blocks_and_outlives_one(place: Place) -> None:
     (bench.root / "wrong.yaml").write_text(json.dumps(plan))
     wrong = bench.start("run", "wrong.yaml", "--id", "wrong")
 
-    until(lambda: checkpoints(place.job("r", f"{key}.1")), 200)
+    until(lambda: checkpoints(place.job("r", f"{key}.1")))
     (block,) = place.blocks()
     asked = place.cluster.run("squeue", "--noheader", "--format=%P %D %l %T").split()
     assert asked == ["debug", str(NODES), "30:00", "RUNNING"]
     place.kill(block)
-    out, err = run.communicate(timeout=300)
+    out, err = run.communicate(timeout=PATIENCE_S)
     assert run.returncode == 0, f"{out}\n{err}"
 
     check_accounts(bench, [NAME], rounds=1)
@@ -198,10 +198,10 @@ def test_a_federation_trains_in_blocks_and_outlives_one(place: Place) -> None:
 
     # What was wrong there is told where people look; on a login node nothing has run.
     live = bench.root / "runs/wrong/live.json"
-    until(lambda: live.exists() and "HANSA_BLOCK does not" in live.read_text(), 100)
+    until(lambda: live.exists() and "HANSA_BLOCK does not" in live.read_text())
     assert not list(place.job("wrong", f"{key}.1").glob("*"))
     wrong.send_signal(signal.SIGINT)
-    wrong.communicate(timeout=100)
+    wrong.communicate(timeout=PATIENCE_S)
 
 
 def test_an_mpi_engine_says_where_the_ranks_go(place: Place) -> None:

@@ -12,7 +12,7 @@ from runs import Bench
 pytest.importorskip("torch")
 pytest.importorskip("rdkit")
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 FEDERATION = """\
 name: tiny

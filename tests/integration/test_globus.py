@@ -18,13 +18,13 @@ from typing import Any
 
 import pytest
 from globus import Sandbox, log_in, sandbox
-from runs import Bench, until
+from runs import PATIENCE_S, Bench, until
 from slurm import Cluster
 from towns import Clusters, Town, check_accounts, federate, slurm_records
 
 from sandbox.endpoints import Endpoint
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
 NAMES = ("amsterdam", "bergen")
 AWAY_S = 60.0
@@ -87,7 +87,7 @@ class Federation:
                 "endpoint": self.endpoints[name].id,
                 "function": function,
                 "every": "1s",
-                "timeout": "20s",
+                "timeout": "40s",
             },
             "mover": {
                 "type": "globus",
@@ -149,7 +149,7 @@ def test_a_run_outlives_what_happens_to_globus(federation: Federation) -> None:
     run = bench.start("run", "federation.yaml", "--id", "r", "--json")
 
     # The broker dies, and the process that answers for a facility.
-    until(lambda: len(bench.events("JobQueued")) >= 2, 120)
+    until(lambda: len(bench.events("JobQueued")) >= 2)
     assert federation.endpoints["bergen"].kill_user_endpoints() > 0
     globus.broker.kill()
     globus.faults.reply("POST /v3/endpoints/.*/submit", 502, after=True)
@@ -158,23 +158,23 @@ def test_a_run_outlives_what_happens_to_globus(federation: Federation) -> None:
     # A collection wants a consent from now on: the run waits, and says how to give it.
     globus.faults.need_consent(federation.mailboxes["bergen"])
     consent = ["--collection", federation.mailboxes["bergen"]]
-    until(lambda: f"`hansa login {' '.join(consent)}`" in to_do(bench), 120)
+    until(lambda: f"`hansa login {' '.join(consent)}`" in to_do(bench))
     log_in(globus.person_env, bench.root, *consent)
 
     # All is away for a while; meanwhile the tokens become too old.
-    until(lambda: bench.events("VersionPublished")[1:], 200)
+    until(lambda: bench.events("VersionPublished")[1:])
     globus.kill_service()
     globus.faults.expire_tokens()
     time.sleep(AWAY_S)
     globus.start_service()
 
     # The login is taken back: somebody has to log in again.
-    until(lambda: bench.events("VersionPublished")[2:], 200)
+    until(lambda: bench.events("VersionPublished")[2:])
     globus.faults.revoke_tokens()
-    until(lambda: "`hansa login" in to_do(bench), 120)
+    until(lambda: "`hansa login" in to_do(bench))
     log_in(globus.person_env, bench.root, *consent)
 
-    out, err = run.communicate(timeout=240)
+    out, err = run.communicate(timeout=PATIENCE_S)
     assert run.returncode == 0, f"{out}\n{err}"
     check_accounts(bench, NAMES, rounds=3)
     check_nothing_twice(federation)
@@ -195,7 +195,7 @@ def test_a_coordinator_killed_in_mid_transfer_sends_nothing_twice(
     for end in ("destination", "source"):
         globus.faults.slow(line, SLOW)
         process = bench.start(*run)
-        until(partial(moving, globus, line, end), 120)
+        until(partial(moving, globus, line, end))
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
         assert len(open_tickets(bench, "amsterdam")) == 1

@@ -12,9 +12,9 @@ from typing import Any
 
 import globus
 import pytest
-from runs import Bench, until
+from runs import PATIENCE_S, Bench, until
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 NAMES = ("amsterdam", "bergen")
 SLOWLY = 500
@@ -82,7 +82,7 @@ def test_a_run_that_ends_in_mid_transfer_goes_on_without_sending_twice(
 
     until(lambda: under_way() or first.poll() is not None)
     os.killpg(first.pid, how) if how is signal.SIGKILL else first.send_signal(how)
-    out, err = first.communicate(timeout=60)
+    out, err = first.communicate(timeout=PATIENCE_S)
     assert first.returncode in (-signal.SIGKILL, 130), f"{out}\n{err}"
     open_before = set(submitted(bench)) - {
         one["ticket"] for one in bench.events("TransferEnded")

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.integration
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own-training"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_plain_program_and_a_trainer_of_hugging_face(bench: Bench) -> None:
     """One facility runs train.py, the other a `Trainer`, on the same model."""
     assert len((EXAMPLE / "train.py").read_text().splitlines()) < 40

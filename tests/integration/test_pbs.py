@@ -14,7 +14,7 @@ from runs import Bench
 from slurm import require_slurm
 from towns import Town, check_accounts, check_ranks, federate, node_seconds
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 TOWNS = ("lubeck", "riga", "visby")
 

@@ -13,7 +13,7 @@ from towns import Town, federate
 
 from hansa.site import rpc
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 NAMES = ("amsterdam", "bergen")
 

@@ -19,7 +19,7 @@ from towns import (
     slurm_town,
 )
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 ROUNDS = 5
 
@@ -66,10 +66,10 @@ def test_queue_ahead_shortens_the_gap_between_jobs(
     ahead = run_alone(bench, cluster, "ahead", ahead=True)
 
     gap = fmean(idle_gaps(bench, "amsterdam", "without"))
-    assert fmean(idle_gaps(bench, "amsterdam", "ahead")) < 0.6 * gap
+    assert fmean(idle_gaps(bench, "amsterdam", "ahead")) < 0.8 * gap
     before, after = (each["facilities"]["amsterdam"] for each in (without, ahead))
     assert before["ahead"] == 0
     assert after["ahead"] >= 1
-    assert after["gap_s"] < 0.6 * before["gap_s"]
+    assert after["gap_s"] < 0.8 * before["gap_s"]
     assert after["node_hours_idle"] > 0
     assert after["node_hours"] * 3600 == pytest.approx(node_seconds(cluster, "ahead"))

@@ -8,9 +8,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from runs import Bench, local_queues, until
+from runs import PATIENCE_S, Bench, local_queues, until
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 
 def test_a_run_its_report_its_replay_and_a_second_run(bench: Bench) -> None:
@@ -75,7 +75,7 @@ def test_a_second_run_on_a_live_run_names_its_holder(bench: Bench) -> None:
     assert str(first.pid) in bench.stderr
     assert f"runs in process {first.pid}" in bench.hansa("status", "r")
     bench.hansa("stop", "r", "--cancel")
-    first.communicate(timeout=60)
+    first.communicate(timeout=PATIENCE_S)
     assert first.returncode == 130
 
 
@@ -84,7 +84,7 @@ def test_ctrl_c_keeps_the_jobs_and_resume_adopts_them(bench: Bench) -> None:
     first = bench.start("run", "federation.yaml", "--id", "r")
     until(lambda: len(bench.events("JobStarted")) >= 2)
     first.send_signal(signal.SIGINT)
-    _, words = first.communicate(timeout=60)
+    _, words = first.communicate(timeout=PATIENCE_S)
     assert first.returncode == 130
     assert "hansa run --resume r" in words
     assert bench.events("OperatorAsked")[-1]["request"] == "stop"
@@ -99,7 +99,7 @@ def test_ctrl_c_with_cancel_ends_the_jobs(bench: Bench) -> None:
     first = bench.start("run", "federation.yaml", "--id", "r", "--cancel")
     until(lambda: len(bench.events("JobStarted")) >= 2)
     first.send_signal(signal.SIGINT)
-    first.communicate(timeout=60)
+    first.communicate(timeout=PATIENCE_S)
     assert first.returncode == 130
     states = {
         job["state"]
@@ -171,7 +171,7 @@ def test_a_demo_does_not_move_a_demo_that_runs(bench: Bench) -> None:
     until(lambda: bench.events("RunStarted", "demo"))
     bench.hansa("demo", "--name", "digits", code=75)
     assert str(first.pid) in bench.stderr
-    first.communicate(timeout=120)
+    first.communicate(timeout=PATIENCE_S)
     assert first.returncode == 0
 
 

@@ -13,7 +13,7 @@ import pytest
 from runs import Bench, until
 from s3_service import BUCKET, KEYS, Answer, Asked, Service
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 NAMES = ("amsterdam", "bergen")
 
@@ -89,7 +89,7 @@ def test_a_stopped_run_goes_on_and_leaves_nothing_in_the_bucket(
 ) -> None:
     write(bench, service, service.host)
     run = bench.start("run", "federation.yaml", "--id", "r")
-    until(lambda: service.delivered() and service.objects(), 120)
+    until(lambda: service.delivered() and service.objects())
     run.send_signal(how)
     run.communicate()
     assert service.objects()

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from globus import Sandbox, need_globus, sandbox
 from globus_sdk.gare import to_gare
-from runs import until
+from runs import PATIENCE_S, until
 
 pytestmark = pytest.mark.integration
 
@@ -165,7 +165,7 @@ def test_compute_takes_ten_megabytes_and_twenty_requests_in_ten_seconds(
     assert caught.value.http_status == 429
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_four_facilities_to_rehearse_on(tmp_path: Path) -> None:
     need_globus()
     folder = tmp_path / "rehearsal"
@@ -187,7 +187,7 @@ def test_four_facilities_to_rehearse_on(tmp_path: Path) -> None:
         theirs = started.children(recursive=True)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
     assert len(theirs) > 8
     until(lambda: not any(one.is_running() for one in theirs))

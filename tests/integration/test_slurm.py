@@ -20,7 +20,7 @@ from towns import (
     slurm_town,
 )
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 TOWNS = ("amsterdam", "bergen", "danzig")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import Bench, until
+from runs import PATIENCE_S, Bench, until
 from slurm import Cluster
 from towns import (
     Clusters,
@@ -21,7 +21,7 @@ from towns import (
     slurm_town,
 )
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
 LONG = 40_000
 """Steps that take some seconds: time enough for trouble."""
@@ -114,7 +114,7 @@ def test_one_federation_with_all_the_trouble_that_clusters_have(
         "danzig": lambda: lose_node(bench, made["danzig"]),
     }
     while troubles:
-        ready = until(lambda: [n for n in troubles if has_checkpoint(bench, n)], 100)
+        ready = until(lambda: [n for n in troubles if has_checkpoint(bench, n)])
         troubles.pop(ready[0])()
     until(lambda: not flag.exists())
     until(lambda: requeued(bench, "danzig") and requeued(bench, "amsterdam"))
@@ -128,7 +128,7 @@ def test_one_federation_with_all_the_trouble_that_clusters_have(
     second = bench.start("run", "--resume", "r")
     until(lambda: bench.events("RunResumed"))
     made["danzig"].start_controller()
-    _, err = second.communicate(timeout=350)
+    _, err = second.communicate(timeout=PATIENCE_S)
     assert second.returncode == 0, err
 
     check_accounts(bench, made, rounds=2)
@@ -141,8 +141,17 @@ def test_one_federation_with_all_the_trouble_that_clusters_have(
     assert "Going on from" in log.read_text()
     report = bench.data("report", "r")
     for name, cluster in made.items():
-        charged = report["facilities"][name]["node_hours"] * 3600
-        assert charged == pytest.approx(node_seconds(cluster), abs=4)
+        check_charges(cluster, report["facilities"][name])
+
+
+def check_charges(cluster: Cluster, figures: dict[str, Any]) -> None:
+    """Compare the node-hours of a report with what the cluster has on record.
+
+    There a requeued job ended when that was asked for; it is charged until it is gone.
+    """
+    ending = cluster.nodes * 6  # node-seconds
+    charged = figures["node_hours"] * 3600
+    assert charged == pytest.approx(node_seconds(cluster), abs=ending)
 
 
 def test_a_preempted_job_goes_on_where_it_was(bench: Bench, clusters: Clusters) -> None:
@@ -151,13 +160,13 @@ def test_a_preempted_job_goes_on_where_it_was(bench: Bench, clusters: Clusters) 
     run = bench.start("run", "federation.yaml", "--id", "r")
     until(lambda: has_checkpoint(bench, "amsterdam"))
     preempt(cluster)
-    _, err = run.communicate(timeout=200)
+    _, err = run.communicate(timeout=PATIENCE_S)
     assert run.returncode == 0, err
     check_accounts(bench, ["amsterdam"], rounds=1)
     assert requeued(bench, "amsterdam")
     (figures,) = bench.data("report", "r")["facilities"].values()
     assert figures["requeues"] >= 1
-    assert figures["node_hours"] * 3600 == pytest.approx(node_seconds(cluster), abs=4)
+    check_charges(cluster, figures)
     (update,) = bench.events("UpdateArrived")
     assert update["partial"] or update["steps"] == LONG
 
@@ -169,8 +178,15 @@ def wait_until_saved(cluster: Cluster) -> None:
     last jobs when it comes back, and gives their ids away again.
     """
     saved, since = cluster.dir / "state/job_state", time.time()
+
+    def is_newer() -> bool:
+        try:
+            return saved.stat().st_mtime > since
+        except FileNotFoundError:  # it is being replaced
+            return False
+
     other = cluster.submit("true", "--hold")
-    until(lambda: saved.stat().st_mtime > since, 30)
+    until(is_newer)
     cluster.run("scancel", other)
 
 
@@ -184,9 +200,9 @@ def test_a_controller_that_dies_and_comes_back_is_waited_for(
     wait_until_saved(cluster)
     cluster.kill_controller(hard=True)
     update = bench.root / "mailboxes/amsterdam/r/updates/train-0001-amsterdam-1"
-    until((update / "manifest.json").exists, 100)
+    until((update / "manifest.json").exists)
     cluster.start_controller()
-    _, err = run.communicate(timeout=200)
+    _, err = run.communicate(timeout=PATIENCE_S)
     assert run.returncode == 0, err
     check_accounts(bench, ["amsterdam"], rounds=1)
 
@@ -202,9 +218,9 @@ def test_a_deleted_job_is_given_up_and_a_held_one_is_shown(
     run = bench.start("run", "federation.yaml", "--id", "r")
     until(lambda: [e for e in bench.events("JobQueued") if e["facility"] == "bergen"])
     cluster.run("scontrol", "hold", slurm_id(bench, "bergen"))
-    until(lambda: "held" in bench.hansa("status", "r").lower(), 30)
+    until(lambda: "held" in bench.hansa("status", "r").lower())
     cluster.run("scancel", slurm_id(bench, "bergen"))
-    _, err = run.communicate(timeout=200)
+    _, err = run.communicate(timeout=PATIENCE_S)
     assert run.returncode == 6, err
     (failure,) = bench.events("AssignmentFailed")
     assert failure["facility"] == "bergen"

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runs import Bench, until
+from runs import PATIENCE_S, Bench, until
 from sshd import Sshd, need
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 NAMES = ("amsterdam", "bergen")
 
@@ -44,14 +44,14 @@ def write(bench: Bench, server: Sshd, rounds: int, steps: int) -> None:
 def test_a_run_over_ssh_survives_a_dead_line(bench: Bench, server: Sshd) -> None:
     write(bench, server, rounds=3, steps=4000)
     run = bench.start("run", "federation.yaml", "--id", "r", "--json")
-    until(lambda: len(bench.events("JobStarted")) >= 2, 120)
+    until(lambda: len(bench.events("JobStarted")) >= 2)
     server.stop()
     # Jobs go on without a line; their updates lie in the mailbox until it is back.
     mail = bench.root / "mailboxes"
-    until(lambda: [*mail.glob("*/r/updates/train-0001-*/manifest.json")], 120)
+    until(lambda: [*mail.glob("*/r/updates/train-0001-*/manifest.json")])
     assert run.poll() is None
     server.start()
-    out, err = run.communicate(timeout=240)
+    out, err = run.communicate(timeout=PATIENCE_S)
     assert run.returncode == 0, f"{out}\n{err}"
     summary = bench.data("report", "r")
     assert summary["outcome"] == "done"

@@ -7,7 +7,7 @@ from runs import Bench
 
 from hansa.core import plugins
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 OPTIONS: dict[str, list[str]] = {
     "fedadagrad": ["strategy.lr=0.05"],

@@ -8,17 +8,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import ports
 import pytest
 from metered_rank import SLOW_S
-from runs import Bench, fill_disk, until
+from runs import PATIENCE_S, Bench, fill_disk, until
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 RANK = Path(__file__).parents[1] / "helpers" / "metered_rank.py"
 
@@ -34,8 +34,7 @@ def parts(found: dict[str, float]) -> tuple[float, float, float]:
 
 
 def test_the_split_shows_which_part_was_made_slow(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = ports.block(1)
     words = [sys.executable, str(RANK)]
     ranks = [
         subprocess.Popen([*words, str(rank), "2", str(port), str(tmp_path)])
@@ -52,13 +51,13 @@ def test_the_split_shows_which_part_was_made_slow(tmp_path: Path) -> None:
     step, data, communication = parts(told["rank"])
     assert step > SLOW_S
     assert data < SLOW_S / 4
-    assert communication >= SLOW_S / 2 * 0.9
-    assert step - data - communication >= SLOW_S / 2 * 0.9  # it counts as computing
+    assert communication >= SLOW_S / 2 * 0.75
+    assert step - data - communication >= SLOW_S / 2 * 0.75  # it counts as computing
     # The same, but the sleeper says that it gets data.
     step, data, communication = parts(told["data"])
     assert step > SLOW_S
     assert SLOW_S / 2 <= data < SLOW_S * 0.75
-    assert communication >= SLOW_S / 2 * 0.9
+    assert communication >= SLOW_S / 2 * 0.75
 
     one = told["nothing"]
     assert one["ranks"] == 2
@@ -110,7 +109,7 @@ def test_a_study_goes_on_after_an_interruption_and_measures_nothing_twice(
     first = bench.start(*command, "--steps", "5")
     until(lambda: events(bench, "JobQueued"))
     os.kill(first.pid, signal.SIGINT)
-    _, said = first.communicate(timeout=60)
+    _, said = first.communicate(timeout=PATIENCE_S)
     assert first.returncode == 130, said
     assert "give the same command again" in said
 
@@ -151,7 +150,7 @@ def test_a_full_disk_stops_a_study_and_it_goes_on(bench: Bench) -> None:
     first = bench.start(*command)
     until(lambda: events(bench, "JobQueued"))
     fill_disk(first.pid, 1_000)
-    _, said = first.communicate(timeout=120)
+    _, said = first.communicate(timeout=PATIENCE_S)
     assert first.returncode == 1, said
     assert "STORE_FULL" in said
     assert "quick-throughput-1/journal.jsonl" in said

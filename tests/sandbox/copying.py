@@ -10,7 +10,6 @@ import hashlib
 import shutil
 import threading
 import time
-from collections import defaultdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -81,9 +80,8 @@ class Workers:
 
     def __init__(self, state: State) -> None:
         self._state = state
-        self._turns: dict[str, threading.Semaphore] = defaultdict(
-            lambda: threading.Semaphore(ACTIVE_PER_USER)
-        )
+        self._lock = threading.Lock()
+        self._turns: dict[str, threading.Semaphore] = {}
 
     def resume(self) -> None:
         """Take up the tasks that were active when the service ended."""
@@ -98,8 +96,13 @@ class Workers:
     def _run(self, key: str) -> None:
         task = self._state.get("transfers", key)
         assert task is not None
-        with self._turns[task["owner_id"]]:
+        with self._turn(task["owner_id"]):
             Work(self._state, key).run()
+
+    def _turn(self, owner: str) -> threading.Semaphore:
+        with self._lock:
+            fresh = threading.Semaphore(ACTIVE_PER_USER)
+            return self._turns.setdefault(owner, fresh)
 
 
 class Work:

@@ -126,7 +126,9 @@ class Status:
             log.warning("The status is not written through the link %s.", link)
             return
         try:
-            write = write_json if self._fields["phase"] in _LAST else show_json
-            write(self._path, self._fields)
+            # At once: a launcher that saw another rank end may kill this one, too.
+            show_json(self._path, self._fields)
+            if self._fields["phase"] in _LAST:
+                write_json(self._path, self._fields)
         except (OSError, StoreError) as error:
             log.warning("The status could not be written: %s", error)

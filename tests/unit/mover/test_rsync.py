@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import ports
 import pytest
 import sshd
 
@@ -226,7 +227,7 @@ def test_a_link_above_is_never_replaced(server, source, tmp_path):
 
 
 def test_a_server_that_is_away_is_transient(source, tmp_path):
-    away = sshd.Sshd(tmp_path, port=sshd.free_port())
+    away = sshd.Sshd(tmp_path, port=ports.block(1))
     (tmp_path / "ssh_config").write_text("")
     with pytest.raises(TransferError, match="refused") as caught:
         put(away, source, tmp_path / "mail")
