@@ -47,7 +47,7 @@ class Local:
         handle = Agent.handle
 
         def late(agent, ask):
-            until(gate.exists, 30)
+            until(gate.exists, 100)
             return handle(agent, ask)
 
         self.patch.setattr(Agent, "handle", late)
@@ -222,7 +222,7 @@ def test_a_late_answer_is_a_gateway_error_and_the_loop_stays_free(bench):
 
     async def work(gateway):
         began = time.monotonic()
-        call = asyncio.create_task(gateway.call(rpc.probe(), 0.3))
+        call = asyncio.create_task(gateway.call(rpc.probe(), 1.0))
         turns = 0
         while not call.done():
             turns += 1
@@ -235,7 +235,7 @@ def test_a_late_answer_is_a_gateway_error_and_the_loop_stays_free(bench):
     transient, turns, took = bench.run(work)
     assert transient
     assert turns > 3
-    assert took < 20
+    assert took < 120
 
 
 def test_a_call_after_a_late_one_is_answered(bench):

@@ -170,7 +170,7 @@ class Cluster:
             self.start_controller()
             for node in self.node_names:
                 self._daemon("slurmd", "-N", node)
-            self.until(lambda: self._node_states() == {"idle"}, 20, "nodes idle")
+            self.until(lambda: self._node_states() == {"idle"}, 100, "nodes idle")
         except BaseException:
             self.stop()
             raise
@@ -181,7 +181,7 @@ class Cluster:
         atexit.unregister(self.stop)
         if not self.dir.is_dir():
             return
-        end = time.monotonic() + 20
+        end = time.monotonic() + 100
         while alive := list(self._processes()):
             assert time.monotonic() < end, f"these do not end: {alive}"
             for pid in alive:
@@ -196,7 +196,7 @@ class Cluster:
     def start_controller(self) -> None:
         """Start the controller and wait until it answers."""
         self._daemon("slurmctld")
-        self.until(self.answers, 20, "the controller answers")
+        self.until(self.answers, 100, "the controller answers")
 
     def kill_controller(self, *, hard: bool = False) -> None:
         """End the controller; running jobs and the nodes live on.
@@ -207,7 +207,7 @@ class Cluster:
         """
         pid = self._pid("slurmctld")
         _kill(pid, signal.SIGKILL if hard else signal.SIGTERM)
-        self.until(lambda: _state(pid) in "Z", 20, "the controller is dead")
+        self.until(lambda: _state(pid) in "Z", 100, "the controller is dead")
 
     # --- using it -----------------------------------------------------------------
 

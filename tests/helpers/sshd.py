@@ -129,7 +129,7 @@ class Sshd:
         self.process = None
 
     def _until_it_answers(self) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 100
         while time.monotonic() < deadline:
             with socket.socket() as line:
                 line.settimeout(1)

@@ -83,11 +83,11 @@ def test_no_secret_reaches_the_program(function, agent, monkeypatch):
 def test_a_program_that_takes_too_long_is_ended_with_its_children(function, agent):
     there = agent("sleep 600 & echo $! > child; echo early; wait")
     began = time.monotonic()
-    done = function(REQUEST, timeout=0.5)
+    done = function(REQUEST, timeout=3.0)
     assert (done["trouble"], done["stdout"]) == ("slow", "early\n")
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 120
     child = int((there / "child").read_text())
-    until(lambda: not psutil.pid_exists(child) or dead(child), 10)
+    until(lambda: dead(child), 60)
 
 
 @pytest.mark.parametrize("endless", [float("nan"), float("inf"), 1e300])
@@ -100,13 +100,16 @@ def test_nobody_can_ask_for_an_endless_time(function, agent, monkeypatch, endles
 def test_a_program_that_will_not_go_is_killed(function, agent, monkeypatch):
     monkeypatch.setitem(function.__globals__, "GRACE_S", 0.2)
     agent("trap '' TERM; while :; do sleep 0.05; done")
-    done = function(REQUEST, timeout=0.2)
+    done = function(REQUEST, timeout=2.0)
     assert done["trouble"] == "slow"
     assert done["returncode"] == -9
 
 
 def dead(pid):
-    return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def test_what_the_program_leaves_running_is_not_waited_for(function, agent):

@@ -312,13 +312,13 @@ def test_what_is_refused_for_good_is_told(town, tmp_path, service, status):
 
 def test_urls_that_end_before_their_turn_are_signed_anew(tmp_path, version, service):
     """The first answers take so long that the other pieces' URLs end meanwhile."""
-    town = Town(tmp_path, service, expires=3)
+    town = Town(tmp_path, service, expires=6)
     source, files = version
     slow = threading.Event()
 
     def trick(asked):
         if asked.signed and len(service.fetched()) <= 4:
-            slow.wait(2.2)
+            slow.wait(4.2)
 
     service.trick = trick
     run(lambda: town.put(source, "versions/3", files), town)

@@ -127,6 +127,7 @@ def test_without_the_extra_it_says_what_to_install(
     for name in [name for name in sys.modules if name.startswith("hansa.report.")]:
         if name.endswith(("html", "plots")) or ".figures" in name:
             monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("hansa.report.figures", raising=False)
     monkeypatch.delattr("hansa.report.html", raising=False)
     monkeypatch.delattr("hansa.report.plots", raising=False)
     monkeypatch.setitem(sys.modules, missing, None)

@@ -62,7 +62,7 @@ class LiveQueue:
     def cancel(self, *ids) -> None:
         converse(self.driver.cancel(ids), self.run)
 
-    def until(self, condition, seconds=20.0):
+    def until(self, condition, seconds=100.0):
         """Return the first true value of a condition, asked again and again."""
         end = time.monotonic() + seconds
         while not (value := condition()):

@@ -104,13 +104,13 @@ def test_warning_then_term_at_walltime(queue):
         "a",
         "trap 'echo warned' USR1; trap 'echo term; exit 0' TERM;"
         "while :; do sleep 0.02; done",
-        time_s=2.4,
-        warning_s=1.2,
+        time_s=8.4,
+        warning_s=3.2,
     )
     done = queue.ended(job)
     assert (done.state, done.exit_code) == (JobState.TIMEOUT, 0)
-    assert done.reason == "walltime of 2.4 s is over"
-    assert 2.4 <= done.ended - done.started < 6
+    assert done.reason == "walltime of 8.4 s is over"
+    assert 8.4 <= done.ended - done.started < 30
     said = [line for line in queue.log("a").splitlines() if line in ("warned", "term")]
     assert said == ["warned", "term"]
 
@@ -120,17 +120,17 @@ def test_a_job_may_leave_well_on_the_warning(queue):
         "a",
         "trap 'echo saved; exit 0' USR1; while :; do sleep 0.02; done",
         time_s=30,
-        warning_s=29,
+        warning_s=25,
     )
     assert queue.ended(job).state is JobState.DONE
     assert "saved" in queue.log("a")
 
 
 def test_kill_after_the_grace(queue):
-    job = queue.submit("a", "trap '' TERM; while :; do sleep 0.02; done", time_s=1.5)
+    job = queue.submit("a", "trap '' TERM; while :; do sleep 0.02; done", time_s=4)
     done = queue.ended(job)
     assert (done.state, done.exit_code) == (JobState.TIMEOUT, -9)
-    assert 6.4 <= done.ended - done.started < 15
+    assert 8.9 <= done.ended - done.started < 30
 
 
 def test_what_a_job_leaves_behind_is_ended(queue):
@@ -190,7 +190,7 @@ def test_a_look_at_the_queue_revives_a_killed_daemon(queue):
     queue.until(lambda: gone(old))
     gate.touch()
     assert queue.ended(waiting).state is JobState.DONE  # by status commands alone
-    assert len(daemons(queue.dir)) == 1
+    queue.until(lambda: len(daemons(queue.dir)) == 1)  # a job's keeper may still go
 
 
 def test_a_killed_keeper_is_a_failed_node(queue):
@@ -289,7 +289,7 @@ def test_racing_submissions_make_one_daemon_and_distinct_ids(queue):
     ids = [racer.communicate(timeout=60)[0].strip() for racer in racers]
     assert sorted(ids) == [str(number) for number in range(1, 9)]
     assert all(queue.ended(job).state is JobState.DONE for job in ids)
-    assert len(daemons(queue.dir)) == 1
+    queue.until(lambda: len(daemons(queue.dir)) == 1)  # a job's keeper may still go
     names = {job: queue.job(job).name for job in ids}
     assert names == {job: f"job{number}" for number, job in enumerate(ids)}
 
@@ -307,8 +307,10 @@ def test_synthetic_waits(queue):
 
 
 def test_an_idle_daemon_leaves_and_comes_back(queue):
-    first = queue.submit("first", "true", idle=0.3)
+    gate = queue.root / "gate"
+    first = queue.submit("first", hold(gate), idle=0.3)
     old = queue.until(queue.daemon)
+    gate.touch()
     queue.ended(first)
     queue.until(lambda: gone(old))
     queue.until(lambda: queue.daemon() is None)
@@ -384,4 +386,4 @@ def test_every_job_runs_once_however_often_the_daemon_is_killed(queue):
     assert {end.state for end in ends} == {JobState.DONE}
     ran = sorted(int(line) for line in seen.read_text().split())
     assert ran == list(range(12))
-    assert len(daemons(queue.dir)) == 1
+    queue.until(lambda: len(daemons(queue.dir)) == 1)  # a job's keeper may still go

@@ -57,7 +57,7 @@ def test_the_program_behind_its_settings_is_named():
 @pytest.mark.integration
 def test_a_hanging_program_is_transient(tmp_path):
     with pytest.raises(SchedulerError, match="not answered") as caught:
-        run_command(["/bin/sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 60"], 0.5)
+        run_command(["/bin/sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 60"], 3.0)
     assert caught.value.transient
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)

@@ -196,7 +196,7 @@ def test_each_rank_has_its_program_and_they_meet(
 def is_gone(process: int) -> bool:
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
     return fields[0] == "Z"
 

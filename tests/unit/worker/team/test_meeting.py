@@ -25,8 +25,9 @@ from hansa.worker.team.meeting import Door, meet
 
 @pytest.fixture
 def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
-    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
-    monkeypatch.delenv("NCCL_SOCKET_IFNAME", raising=False)
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "")  # so that it is gone afterwards, too
+        monkeypatch.delenv(name)
     return Launch(tmp_path, "17-1", nodes=1, ranks=3, sha256="ab")
 
 

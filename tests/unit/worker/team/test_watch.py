@@ -51,7 +51,7 @@ def team(world: int = 3, ends: Ends | None = None) -> Iterator[list[Watch]]:
             one.close()
 
 
-def until(holds: Callable[[], object], seconds: float = 20) -> None:
+def until(holds: Callable[[], object], seconds: float = 100) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end
@@ -77,7 +77,7 @@ def test_a_rank_that_has_ended_is_named_to_all() -> None:
         with pytest.raises(WorkerError, match="Rank 2 on n2 has ended"):
             second.take()
         assert lost(second).to_json() == error.to_json()
-        assert told == [error.message]
+        assert set(told) == {error.message}  # on each beat until it has ended
         with pytest.raises(WorkerError, match="Rank 2 on n2"):
             first.check()
 
