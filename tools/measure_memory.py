@@ -1,14 +1,15 @@
 """Measures the memory of training steps, beside what `hansa plan` foretells.
 
-    python tools/measure_memory.py                  all cases, as in docs/planner.md
+    python tools/measure_memory.py --repeat 3       all cases, as in docs/planner.md
     python tools/measure_memory.py --only zero1     those whose name has it; repeat it
     python tools/measure_memory.py --json
 
-Each case is a launch of its own: so many processes train a model of random tokens with
+Each launch is one of its own: so many processes train a model of random tokens with
 Hansa's own engines for some steps. On the processor the measure is the peak of the
 resident memory (`VmHWM`) of the fullest process, on a GPU that of torch's allocator.
 What a process takes before there is a model is measured in the same process first, with
-a toy model, and given to the planner as its `base`.
+a toy model, and given to the planner as its `base`. Of several launches of a case the
+one with the median peak is told.
 """
 
 from __future__ import annotations
@@ -160,6 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", action="append")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--repeat", type=int, default=1, help="launches of each case")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--meet", help=argparse.SUPPRESS)
@@ -172,14 +174,15 @@ def main() -> None:
         print("|---|---:|---:|---:|---:|---:|")
     words = asked.only or [""]
     chosen = [one for one in cases() if any(word in one.name for word in words)]
-    found = [tell(one, quiet=asked.json) for one in chosen]
+    found = [tell(one, asked.repeat, quiet=asked.json) for one in chosen]
     if asked.json:
         print(json.dumps(found, indent=2))
 
 
-def tell(case: Case, *, quiet: bool) -> dict[str, Any]:
-    """Measure a case and print it as a row of a table."""
-    found = measure(case)
+def tell(case: Case, repeat: int, *, quiet: bool) -> dict[str, Any]:
+    """Measure a case and print its median launch as a row of a table."""
+    launches = [measure(case) for _ in range(repeat)]
+    found = sorted(launches, key=lambda one: one["measured"])[(repeat - 1) // 2]
     if not quiet:
         sizes = (found["base"], found["measured"], found["foretold"])
         cells = [found["name"], f"{found['parameters'] / 1e6:.1f} M"]

@@ -259,7 +259,8 @@ def _deepspeed_2(n: _Numbers) -> Held:
         final=2 * sums,
         moving=message,
         step=numbers * n.width,
-        scattered=message + sums,
+        # Fitted: in "mixed" the float32 part of the message leaves room for the sums.
+        scattered=message + (0 if n.mixed else sums),
     )
 
 
