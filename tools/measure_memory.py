@@ -166,6 +166,8 @@ def main() -> None:
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--meet", help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.repeat < 1:
+        parser.error("--repeat must be at least 1")
     if asked.case:
         print(json.dumps(train(Case(**json.loads(asked.case)), asked.rank, asked.meet)))
         return
