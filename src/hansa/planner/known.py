@@ -12,22 +12,28 @@ def _llama(
     layers: int,
     heads: int,
     inner: int,
+    positions: int,
     *,
     vocabulary: int = 32000,
     kv_heads: int | None = None,
     tied: bool = False,
-    kind: str = "llama",
 ) -> Config:
     return {
-        "model_type": kind,
+        "model_type": "llama",
         "hidden_size": hidden,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads or heads,
         "intermediate_size": inner,
+        "max_position_embeddings": positions,
         "vocab_size": vocabulary,
         "tie_word_embeddings": tied,
     }
+
+
+def _like(family: str, config: Config) -> Config:
+    """Return the config for another family with the same keys."""
+    return {**config, "model_type": family}
 
 
 def _gpt2(hidden: int, layers: int, heads: int) -> Config:
@@ -57,19 +63,20 @@ def _opt(hidden: int, layers: int, heads: int) -> Config:
 
 
 _CONFIGS: dict[str, Config] = {
-    "llama-2-7b": _llama(4096, 32, 32, 11008),
-    "llama-2-13b": _llama(5120, 40, 40, 13824),
-    "llama-2-70b": _llama(8192, 80, 64, 28672, kv_heads=8),
-    "llama-3-8b": _llama(4096, 32, 32, 14336, vocabulary=128256, kv_heads=8),
-    "mistral-7b": _llama(4096, 32, 32, 14336, kv_heads=8, kind="mistral"),
-    "qwen2-0.5b": _llama(
-        896, 24, 14, 4864, vocabulary=151936, kv_heads=2, tied=True, kind="qwen2"
+    "llama-2-7b": _llama(4096, 32, 32, 11008, 4096),
+    "llama-2-13b": _llama(5120, 40, 40, 13824, 4096),
+    "llama-2-70b": _llama(8192, 80, 64, 28672, 4096, kv_heads=8),
+    "llama-3-8b": _llama(4096, 32, 32, 14336, 8192, vocabulary=128256, kv_heads=8),
+    "mistral-7b": _like("mistral", _llama(4096, 32, 32, 14336, 32768, kv_heads=8)),
+    "qwen2-0.5b": _like(
+        "qwen2",
+        _llama(896, 24, 14, 4864, 131072, vocabulary=151936, kv_heads=2, tied=True),
     ),
-    "qwen2-7b": _llama(
-        3584, 28, 28, 18944, vocabulary=152064, kv_heads=4, kind="qwen2"
+    "qwen2-7b": _like(
+        "qwen2", _llama(3584, 28, 28, 18944, 131072, vocabulary=152064, kv_heads=4)
     ),
-    "smollm2": _llama(576, 30, 9, 1536, vocabulary=49152, kv_heads=3, tied=True),
-    "tinyllama-1.1b": _llama(2048, 22, 32, 5632, kv_heads=4),
+    "smollm2": _llama(576, 30, 9, 1536, 8192, vocabulary=49152, kv_heads=3, tied=True),
+    "tinyllama-1.1b": _llama(2048, 22, 32, 5632, 2048, kv_heads=4),
     "gpt2": _gpt2(768, 12, 12),
     "gpt2-xl": _gpt2(1600, 48, 25),
     "opt-125m": _opt(768, 12, 12),

@@ -92,6 +92,13 @@ def test_all_known_models_are_counted_here() -> None:
     assert known_names() == sorted(PUBLISHED)
 
 
+def test_of_all_known_models_the_longest_sequence_is_known() -> None:
+    """So that a longer one is refused before anything is submitted."""
+    positions = {name: must_know(name).positions for name in known_names()}
+    assert all(positions.values())
+    assert (positions["llama-2-7b"], positions["smollm2"]) == (4096, 8192)
+
+
 def test_names_of_folders_and_hubs_are_known_too() -> None:
     assert known("meta-llama/Llama-2-7b-hf") == known("/models/llama-2-7b/")
     assert known("my-own") is None
